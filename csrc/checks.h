@@ -1,0 +1,150 @@
+// What the operations accept, checked before anything is written. The same checks and messages as
+// stanley_fast/checks.py.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cmath>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace stanley::checks {
+
+using torch::stable::Tensor;
+using ScalarType = torch::headeronly::ScalarType;
+
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+inline std::string name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "torch.float32";
+    case ScalarType::Double: return "torch.float64";
+    case ScalarType::Half: return "torch.float16";
+    case ScalarType::BFloat16: return "torch.bfloat16";
+    case ScalarType::Bool: return "torch.bool";
+    case ScalarType::Byte: return "torch.uint8";
+    case ScalarType::Char: return "torch.int8";
+    case ScalarType::Short: return "torch.int16";
+    case ScalarType::Int: return "torch.int32";
+    case ScalarType::Long: return "torch.int64";
+    case ScalarType::ComplexFloat: return "torch.complex64";
+    case ScalarType::ComplexDouble: return "torch.complex128";
+    default: return std::string("torch.") + torch::headeronly::toString(type);
+  }
+}
+
+inline std::string shape(const Tensor& tensor) {
+  std::ostringstream text;
+  text << "[";
+  for (int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
+  text << "]";
+  return text.str();
+}
+
+inline std::string device(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "cpu";
+  const std::string type = tensor.is_cuda() ? "cuda" : "another device type";
+  return type + ":" + std::to_string(tensor.get_device_index());
+}
+
+inline bool same_shape(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t i = 0; i < a.dim(); ++i)
+    if (a.size(i) != b.size(i)) return false;
+  return true;
+}
+
+inline void on_same_device(const char* what, const Tensor& tensor, const Tensor& z) {
+  if (tensor.is_cpu() != z.is_cpu() || tensor.get_device_index() != z.get_device_index())
+    fail(what, " must be on z's device ", device(z), ", got ", device(tensor));
+}
+
+inline void floating(const char* what, ScalarType type) {
+  if (type != ScalarType::Float && type != ScalarType::Double)
+    fail(what, " must be float32 or float64, got ", name(type));
+}
+
+inline void same(const char* what, const Tensor& tensor, const Tensor& z) {
+  if (!same_shape(tensor, z))
+    fail(what, " must have z's shape ", shape(z), ", got ", shape(tensor));
+  if (tensor.scalar_type() != z.scalar_type())
+    fail(what, " must have z's dtype ", name(z.scalar_type()), ", got ",
+         name(tensor.scalar_type()));
+  on_same_device(what, tensor, z);
+}
+
+inline void positive(const char* what, double value) {
+  if (!(value > 0 && std::isfinite(value)))
+    fail(what, " must be positive and finite, got ", value);
+}
+
+inline void key(const Tensor& key) {
+  if (key.scalar_type() != ScalarType::Long || key.dim() != 1 || key.size(0) != 2)
+    fail("key must be an int64 tensor of shape (2,), as stanley_fast.key makes it, got ",
+         name(key.scalar_type()), " ", shape(key));
+}
+
+// Elements [first, first + n) of a state of `total`; returns the total.
+inline int64_t part(int64_t n, int64_t first, std::optional<int64_t> total) {
+  if (first < 0) fail("first must be 0 or more, got ", first);
+  if (!total) {
+    if (first) fail("total must be given when first is not 0, got first = ", first);
+    return n;
+  }
+  if (n > *total || first > *total - n)
+    fail("first + the number of elements must be at most total, got ", first, " + ", n, " > ",
+         *total);
+  return *total;
+}
+
+inline void gamma(const Tensor& gamma, const Tensor& z) {
+  if (gamma.scalar_type() != z.scalar_type())
+    fail("gamma must have z's dtype ", name(z.scalar_type()), ", got ", name(gamma.scalar_type()));
+  on_same_device("gamma", gamma, z);
+  const int64_t missing = z.dim() - gamma.dim();
+  bool broadcasts = missing >= 0;
+  for (int64_t i = 0; broadcasts && i < gamma.dim(); ++i)
+    broadcasts = gamma.size(i) == 1 || gamma.size(i) == z.size(missing + i);
+  if (!broadcasts)
+    fail("gamma must broadcast to z's shape ", shape(z), ", got ", shape(gamma));
+}
+
+inline void step(const Tensor& z, const Tensor& grad, const Tensor& key, double noise_scale,
+                 double lo, double hi) {
+  floating("z", z.scalar_type());
+  same("grad", grad, z);
+  checks::key(key);
+  on_same_device("key", key, z);
+  if (!(noise_scale >= 0 && std::isfinite(noise_scale)))
+    fail("noise_scale must be 0 or more and finite, got ", noise_scale);
+  if (!(lo <= hi)) fail("clamp must be (lo, hi) with lo <= hi, got (", lo, ", ", hi, ")");
+}
+
+// A tensor that is written must not have two elements in one place.
+inline void no_overlap(const Tensor& z) {
+  for (int64_t i = 0; i < z.dim(); ++i)
+    if (z.size(i) > 1 && z.stride(i) == 0)
+      fail("z must not be an expanded tensor where it is written in place: dimension ", i,
+           " has stride 0");
+}
+
+// Where z is written in place, another input is z's own memory or none of it. One that is not
+// contiguous is copied before anything is written.
+inline void same_or_apart(const char* what, const Tensor& tensor, const Tensor& z) {
+  if (!tensor.is_contiguous() || !z.is_contiguous()) return;
+  const int64_t bytes = z.scalar_type() == ScalarType::Float ? 4 : 8;
+  const char* a = static_cast<const char*>(tensor.data_ptr());
+  const char* b = static_cast<const char*>(z.data_ptr());
+  if (a != b && a < b + z.numel() * bytes && b < a + tensor.numel() * bytes)
+    fail(what, " must not share a part of z's memory where z is written in place");
+}
+
+}  // namespace stanley::checks

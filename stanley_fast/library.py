@@ -1,0 +1,229 @@
+"""Registers every operation with torch.library: schema, shape inference, autograd.
+
+The compiled library and Triton only supply kernels for the schemas below; `ops` has the functions
+that people call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stanley_fast import checks
+
+# What the steps share. No clamp is (-inf, inf); script selects the author's script's update.
+_STEP = (
+    "Tensor key, SymInt step, {}float noise_scale, float clamp_min, float clamp_max, bool script, "
+    "SymInt first, SymInt? total"
+)
+_STANLEY = _STEP.format("float threshold, float step_size, ")
+_LANGEVIN = _STEP.format("")
+
+_SCHEMAS = (
+    f"stanley_step(Tensor z, Tensor grad, {_STANLEY}) -> Tensor",
+    f"stanley_step_(Tensor(a!) z, Tensor grad, {_STANLEY}) -> ()",
+    # z is given only where clamp may have cut; without it grad_z is empty: grad_out is the answer.
+    f"stanley_step_backward(Tensor grad_out, Tensor? z, Tensor grad, {_STANLEY})"
+    " -> (Tensor grad_z, Tensor grad_grad)",
+    f"langevin_step(Tensor z, Tensor grad, Tensor gamma, {_LANGEVIN}) -> Tensor",
+    f"langevin_step_(Tensor(a!) z, Tensor grad, Tensor gamma, {_LANGEVIN}) -> ()",
+    f"langevin_step_backward(Tensor grad_out, Tensor? z, Tensor grad, Tensor gamma, {_LANGEVIN})"
+    " -> (Tensor grad_z, Tensor grad_grad, Tensor grad_gamma)",
+    "normal_(Tensor(a!) out, Tensor key, SymInt step, int stream, SymInt first, SymInt? total)"
+    " -> ()",
+    "stepsize(Tensor grad, float threshold, float step_size) -> Tensor",
+)
+
+_library = torch.library.Library("stanley_fast", "DEF")
+for _schema in _SCHEMAS:
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+_ops = torch.ops.stanley_fast
+
+
+# Shape inference ---------------------------------------------------------------------------------
+
+
+def _update_name(script: bool) -> str:
+    return "script" if script else "paper"
+
+
+def _check_step(
+    z: Tensor,
+    grad: Tensor,
+    key: Tensor,
+    step: int,
+    noise_scale: float,
+    clamp_min: float,
+    clamp_max: float,
+    script: bool,
+    first: int,
+    total: int | None,
+) -> None:
+    clamp = (clamp_min, clamp_max)
+    checks.step(z, grad, key, noise_scale, clamp, _update_name(script), first, total)
+
+
+def _check_stanley(
+    z: Tensor, grad: Tensor, key: Tensor, step: int, threshold: float, step_size: float, *rest: Any
+) -> None:
+    checks.stepsize(grad, threshold, step_size)
+    _check_step(z, grad, key, step, *rest)
+
+
+def _check_langevin(z: Tensor, grad: Tensor, gamma: Tensor, key: Tensor, *rest: Any) -> None:
+    checks.gamma(gamma, z)
+    _check_step(z, grad, key, *rest)
+
+
+def _fake(name: str) -> Callable[..., Any]:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        torch.library.register_fake(f"stanley_fast::{name}", function, lib=_library)
+        return function
+
+    return register
+
+
+@_fake("stanley_step")
+def _(z: Tensor, *rest: Any) -> Tensor:
+    _check_stanley(z, *rest)
+    return torch.empty_like(z)
+
+
+@_fake("stanley_step_")
+def _(z: Tensor, *rest: Any) -> None:
+    _check_stanley(z, *rest)
+
+
+@_fake("langevin_step")
+def _(z: Tensor, *rest: Any) -> Tensor:
+    _check_langevin(z, *rest)
+    return torch.empty_like(z)
+
+
+@_fake("langevin_step_")
+def _(z: Tensor, *rest: Any) -> None:
+    _check_langevin(z, *rest)
+
+
+def _like_or_empty(tensor: Tensor, wanted: bool) -> Tensor:
+    return tensor.new_empty(tensor.shape if wanted else (0,))
+
+
+@_fake("stanley_step_backward")
+def _(grad_out: Tensor, z: Tensor | None, grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _like_or_empty(grad_out, z is not None), _like_or_empty(grad_out, True)
+
+
+@_fake("langevin_step_backward")
+def _(
+    grad_out: Tensor, z: Tensor | None, grad: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        _like_or_empty(grad_out, z is not None),
+        _like_or_empty(grad_out, True),
+        _like_or_empty(grad_out, True),
+    )
+
+
+@_fake("normal_")
+def _(out: Tensor, key: Tensor, step: int, stream: int, first: int, total: int | None) -> None:
+    checks.normal(out.numel(), key, stream, out.dtype, first, total)
+
+
+@_fake("stepsize")
+def _(grad: Tensor, threshold: float, step_size: float) -> Tensor:
+    checks.stepsize(grad, threshold, step_size)
+    return torch.empty_like(grad)
+
+
+# Autograd ----------------------------------------------------------------------------------------
+
+
+def _clamped(clamp_min: float, clamp_max: float) -> bool:
+    return clamp_min > -math.inf or clamp_max < math.inf
+
+
+def _save_stanley(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    z, grad, key, *ctx.rest = inputs
+    # The key may move on before backward runs; xi must be made again from the key as it was.
+    ctx.save_for_backward(z if _clamped(*inputs[7:9]) else None, grad, key.clone())
+
+
+def _stanley_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    z, grad, key = ctx.saved_tensors
+    grad_z, grad_grad = _ops.stanley_step_backward(grad_out, z, grad, key, *ctx.rest)
+    return grad_out if z is None else grad_z, grad_grad, None, *[None] * len(ctx.rest)
+
+
+def _save_langevin(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    z, grad, gamma, key, *ctx.rest = inputs
+    ctx.save_for_backward(z if _clamped(*inputs[6:8]) else None, grad, gamma, key.clone())
+
+
+def _langevin_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    z, grad, gamma, key = ctx.saved_tensors
+    grads = _ops.langevin_step_backward(grad_out, z, grad, gamma, key, *ctx.rest)
+    grad_gamma = grads[2].sum_to_size(gamma.shape)
+    return grad_out if z is None else grads[0], grads[1], grad_gamma, None, *[None] * len(ctx.rest)
+
+
+def _save_stepsize(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, ctx.threshold, _ = inputs
+    ctx.save_for_backward(grad, output)
+
+
+def _stepsize_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None]:
+    grad, gamma = ctx.saved_tensors
+    shrinks = grad.abs() > ctx.threshold  # d gamma / d grad = -gamma / grad there, else 0
+    return torch.where(shrinks, -grad_out * gamma / grad, 0.0), None, None
+
+
+def _once(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(
+        "stanley_step and langevin_step are differentiable once: their backward has no derivative. "
+        "For second derivatives use stanley_fast.reference, which is plain torch."
+    )
+
+
+for _name, _backward, _save in (
+    ("stanley_step", _stanley_backward, _save_stanley),
+    ("langevin_step", _langevin_backward, _save_langevin),
+    ("stepsize", _stepsize_backward, _save_stepsize),
+    ("stanley_step_backward", _once, None),
+    ("langevin_step_backward", _once, None),
+):
+    torch.library.register_autograd(
+        f"stanley_fast::{_name}", _backward, setup_context=_save, lib=_library
+    )
+
+
+def refuse_grad(requires_grad: bool) -> None:
+    if requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(
+            "an in-place step has no gradient, but grad mode is on and z, grad or gamma requires "
+            "grad; use the functional step, detach them, or run under torch.no_grad()"
+        )
+
+
+def below_autograd(op: Any, z: Tensor, *args: Any) -> None:
+    """Runs a kernel that writes z, and tells autograd that z has changed."""
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        op(z, *args)
+    if not z.is_inference():
+        torch.autograd.graph.increment_version(z)
+
+
+def _in_place_autograd(name: str) -> Callable[..., None]:
+    def run(z: Tensor, *args: Any) -> None:
+        refuse_grad(any(isinstance(a, Tensor) and a.requires_grad for a in (z, *args)))
+        below_autograd(getattr(_ops, name), z, *args)
+
+    return run
+
+
+for _name in ("stanley_step_", "langevin_step_", "normal_"):
+    _library.impl(_name, _in_place_autograd(_name), "Autograd")

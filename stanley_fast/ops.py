@@ -1,0 +1,310 @@
+"""The operations people call: the two steps, the noise and the stepsize.
+
+Each function picks a backend by the tensor's device. Where no gradient is wanted it enters torch's
+dispatcher below Python's autograd layer, and the kernel does the validation: at a few hundred
+elements the call is all the cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stanley_fast import checks, reference
+from stanley_fast.backends import select
+from stanley_fast.library import below_autograd, refuse_grad
+
+Clamp = tuple[float, float] | None
+
+_ops = torch.ops.stanley_fast
+
+
+def stanley_step(
+    z: Tensor,
+    grad: Tensor,
+    key: Tensor,
+    step: int = 0,
+    *,
+    threshold: float,
+    step_size: float = 1.0,
+    noise_scale: float = 1.0,
+    clamp: Clamp = None,
+    update: str = "paper",
+    first: int = 0,
+    total: int | None = None,
+) -> Tensor:
+    """One STANLEY transition: a Langevin step whose stepsize is set per element from the gradient.
+
+        gamma = step_size * threshold / max(threshold, |grad|)            Eq. 4
+        z'    = z + gamma / 2 * grad + sqrt(gamma) * noise_scale * xi     Eq. 5
+
+    Differentiable once in z and grad; the backward pass makes xi again from the key. Where
+    |grad| <= threshold the stepsize is flat, and where clamp cuts all gradients are 0.
+
+    Args:
+        z: chain state, any shape and strides, float32 or float64.
+        grad: gradient of the log-density at z; z's shape, dtype and device.
+        key: int64 (2,), from `key`; read on the device, not changed.
+        step: which transition of the chain; each has its own noise.
+        threshold: th of Eq. 4, in units of grad; positive.
+        step_size: the stepsize where |grad| <= threshold; positive.
+        noise_scale: epsilon of Eq. 5; 0 is gradient ascent without noise.
+        clamp: (lo, hi) bounds for z', in the same pass.
+        update: "paper" is Eq. 5; "script" is z + gamma * grad + gamma * noise_scale * xi, as the
+            first author's code has it.
+        first, total: z holds elements [first, first + z.numel()) of a state of `total` elements
+            that several processes share.
+
+    Returns:
+        z', with z's shape, dtype and strides.
+
+    Raises:
+        RuntimeError: names the argument, what it got and what is wanted.
+
+    Source: the paper's Eqs. 4 and 5 (Algorithm 1, lines 3 and 6).
+
+    >>> import stanley_fast as sf
+    >>> z = torch.zeros(100, 2)
+    >>> for k in range(10):
+    ...     z = sf.stanley_step(z, -z, sf.key(0), k, threshold=0.1)
+    """
+    if _uses_reference(z):
+        return reference.stanley_step(
+            z, grad, key, step, threshold=threshold, step_size=step_size, noise_scale=noise_scale,
+            clamp=clamp, update=update, first=first, total=total,
+        )  # fmt: skip
+    return _call(
+        _ops.stanley_step, _any_requires_grad(z, grad), z, grad, key, step, threshold, step_size,
+        noise_scale, *_bounds(clamp), _is_script(update), first, total,
+    )  # fmt: skip
+
+
+def stanley_step_(
+    z: Tensor,
+    grad: Tensor,
+    key: Tensor,
+    step: int = 0,
+    *,
+    threshold: float,
+    step_size: float = 1.0,
+    noise_scale: float = 1.0,
+    clamp: Clamp = None,
+    update: str = "paper",
+    first: int = 0,
+    total: int | None = None,
+) -> Tensor:
+    """`stanley_step` in place: writes z and returns it. Refuses z or grad that want a gradient.
+
+    >>> import stanley_fast as sf
+    >>> z = torch.zeros(100, 2)
+    >>> z = sf.stanley_step_(z, -z, sf.key(0), threshold=0.1, clamp=(-1.0, 1.0))
+    """
+    if _uses_reference(z):
+        refuse_grad(_any_requires_grad(z, grad))
+        return z.copy_(reference.stanley_step(
+            z, grad, key, step, threshold=threshold, step_size=step_size, noise_scale=noise_scale,
+            clamp=clamp, update=update, first=first, total=total,
+        ))  # fmt: skip
+    _call_in_place(
+        _ops.stanley_step_, _any_requires_grad(z, grad), z, grad, key, step, threshold, step_size,
+        noise_scale, *_bounds(clamp), _is_script(update), first, total,
+    )  # fmt: skip
+    return z
+
+
+def langevin_step(
+    z: Tensor,
+    grad: Tensor,
+    gamma: float | Tensor,
+    key: Tensor,
+    step: int = 0,
+    *,
+    noise_scale: float = 1.0,
+    clamp: Clamp = None,
+    update: str = "paper",
+    first: int = 0,
+    total: int | None = None,
+) -> Tensor:
+    """One Langevin transition with a given stepsize: Eq. 5 alone.
+
+        z' = z + gamma / 2 * grad + sqrt(gamma) * noise_scale * xi
+
+    A number for gamma is vanilla Langevin dynamics, the paper's ablation. A tensor is anything else:
+    gamma frozen over a chain (Algorithm 1 line 3 taken literally), per chain, per channel.
+    Differentiable once in z, grad and a gamma tensor.
+
+    Args:
+        gamma: the stepsize, positive; a number, or a tensor of z's dtype that broadcasts to z.
+        z, grad, key, step, noise_scale, clamp, update, first, total: as in `stanley_step`.
+
+    Returns:
+        z', with z's shape, dtype and strides.
+
+    Raises:
+        RuntimeError: names the argument, what it got and what is wanted. The values of a gamma
+            tensor are not looked at; a negative one gives NaN.
+
+    Source: the paper's Eq. 5.
+
+    >>> import stanley_fast as sf
+    >>> z = torch.zeros(100, 2)
+    >>> z = sf.langevin_step(z, -z, 0.01, sf.key(0))
+    """
+    if _uses_reference(z):
+        return reference.langevin_step(
+            z, grad, gamma, key, step, noise_scale=noise_scale, clamp=clamp, update=update,
+            first=first, total=total,
+        )  # fmt: skip
+    gamma = _gamma(gamma, z)
+    return _call(
+        _ops.langevin_step, _any_requires_grad(z, grad, gamma), z, grad, gamma, key, step,
+        noise_scale, *_bounds(clamp), _is_script(update), first, total,
+    )  # fmt: skip
+
+
+def langevin_step_(
+    z: Tensor,
+    grad: Tensor,
+    gamma: float | Tensor,
+    key: Tensor,
+    step: int = 0,
+    *,
+    noise_scale: float = 1.0,
+    clamp: Clamp = None,
+    update: str = "paper",
+    first: int = 0,
+    total: int | None = None,
+) -> Tensor:
+    """`langevin_step` in place: writes z and returns it. Refuses tensors that want a gradient.
+
+    >>> import stanley_fast as sf
+    >>> z = torch.zeros(100, 2)
+    >>> z = sf.langevin_step_(z, -z, torch.tensor(0.01), sf.key(0))
+    """
+    if _uses_reference(z):
+        refuse_grad(_any_requires_grad(z, grad, gamma))
+        return z.copy_(reference.langevin_step(
+            z, grad, gamma, key, step, noise_scale=noise_scale, clamp=clamp, update=update,
+            first=first, total=total,
+        ))  # fmt: skip
+    gamma = _gamma(gamma, z)
+    _call_in_place(
+        _ops.langevin_step_, _any_requires_grad(z, grad, gamma), z, grad, gamma, key, step,
+        noise_scale, *_bounds(clamp), _is_script(update), first, total,
+    )  # fmt: skip
+    return z
+
+
+def normal(
+    shape: Sequence[int],
+    key: Tensor,
+    step: int = 0,
+    *,
+    stream: int = 0,
+    dtype: torch.dtype = torch.float32,
+    first: int = 0,
+    total: int | None = None,
+) -> Tensor:
+    """Standard normals from a key: with stream 0, the very xi that the steps use.
+
+    Philox4x32-10 and Box-Muller. A value depends on key, step, stream, its index and `total` alone:
+    not on backend, thread count, strides or device.
+
+    Args:
+        shape: the result's shape.
+        key: int64 (2,), from `key`; the result is on its device.
+        step: which draw of those that use blocks step * ceil(total / 4) and on.
+        stream: 0 chain noise, 1 accept draws, 2 starts and data, 3 rounding.
+        dtype: float32 or float64; the two use the same random words.
+        first, total: as in `stanley_step`.
+
+    Returns:
+        A contiguous tensor of `shape`.
+
+    Raises:
+        RuntimeError: names the argument, what it got and what is wanted.
+
+    Source: Salmon et al. 2011, Box and Muller 1958.
+
+    >>> import stanley_fast as sf
+    >>> sf.normal((2, 3), sf.key(0)).shape
+    torch.Size([2, 3])
+    """
+    checks.key(key)
+    if _uses_reference(key):
+        return reference.normal(
+            tuple(shape), key, step, stream=stream, dtype=dtype, first=first, total=total
+        )
+    out = torch.empty(tuple(shape), dtype=dtype, device=key.device)
+    _call_in_place(_ops.normal_, False, out, key, step, stream, first, total)
+    return out
+
+
+def stepsize(grad: Tensor, *, threshold: float, step_size: float = 1.0) -> Tensor:
+    """The anisotropic stepsize alone: gamma = step_size * threshold / max(threshold, |grad|).
+
+    Args:
+        grad: gradient of the log-density, any shape, float32 or float64.
+        threshold, step_size: as in `stanley_step`.
+
+    Returns:
+        gamma, with grad's shape, dtype and strides, in (0, step_size]. Differentiable.
+
+    Raises:
+        RuntimeError: names the argument, what it got and what is wanted.
+
+    Source: the paper's Eq. 4.
+
+    >>> stepsize(torch.tensor([0.0, 0.1, -1.0]), threshold=0.1)
+    tensor([1.0000, 1.0000, 0.1000])
+    """
+    if _uses_reference(grad):
+        return reference.stepsize(grad, threshold=threshold, step_size=step_size)
+    return _call(_ops.stepsize, grad.requires_grad, grad, threshold, step_size)
+
+
+def _uses_reference(tensor: Tensor) -> bool:
+    return select("cpu" if tensor.is_cpu else tensor.device.type) == "reference"
+
+
+def _bounds(clamp: Clamp) -> tuple[float, float]:
+    return (-math.inf, math.inf) if clamp is None else clamp
+
+
+def _is_script(update: str) -> bool:
+    if update not in ("paper", "script"):
+        raise RuntimeError(f"update must be 'paper' or 'script', got {update!r}")
+    return update == "script"
+
+
+def _any_requires_grad(*tensors: object) -> bool:
+    for tensor in tensors:
+        if isinstance(tensor, Tensor) and tensor.requires_grad:
+            return True
+    return False
+
+
+def _gamma(gamma: float | Tensor, z: Tensor) -> Tensor:
+    if isinstance(gamma, Tensor):
+        return gamma
+    checks.positive("gamma", gamma)
+    return torch.full((), gamma, dtype=z.dtype, device=z.device)
+
+
+def _call(op: Any, requires_grad: bool, *args: Any) -> Any:
+    if torch.compiler.is_compiling() or (requires_grad and torch.is_grad_enabled()):
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
+def _call_in_place(op: Any, requires_grad: bool, *args: Any) -> None:
+    if torch.compiler.is_compiling():
+        op(*args)
+    else:
+        refuse_grad(requires_grad)
+        below_autograd(op, *args)

@@ -1,0 +1,160 @@
+"""The oracle: the paper's equations and the noise in plain torch.
+
+Every other backend is tested against this file. It needs no compiler, runs on any device and is
+differentiable by ordinary autograd. It is also the last resort where nothing faster can run.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from stanley_fast import checks
+
+# Philox4x32-10, Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", table 2.
+PHILOX_M0, PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
+PHILOX_W0, PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
+PHILOX_ROUNDS = 10
+MASK32 = 0xFFFFFFFF
+
+# Counter word c2: which of a key's independent streams.
+STREAM_NOISE, STREAM_ACCEPT, STREAM_STARTS, STREAM_ROUNDING = range(4)
+
+
+def philox(key: Tensor, block: Tensor, c2: int = 0, c3: int = 0) -> Tensor:
+    """Philox4x32-10 words of counter (block low, block high, c2, c3): int64 (*block.shape, 4).
+
+    Args:
+        key: int64 (2,); only key[0], the seed, is used here.
+        block: int64, any shape.
+        c2, c3: the upper counter words, 0 ... 2^32 - 1.
+
+    Source: Salmon et al. 2011. 32-bit words live in int64; products wrap modulo 2^64.
+
+    >>> [f"{w:08x}" for w in philox(torch.tensor([42, 0]), torch.tensor(0)).tolist()]
+    ['9ceaf053', '77f5493b', '12bf50ad', '5742b3d7']
+    """
+    k0, k1 = key[0] & MASK32, (key[0] >> 32) & MASK32
+    w0, w1 = block & MASK32, (block >> 32) & MASK32
+    w2, w3 = torch.full_like(block, c2), torch.full_like(block, c3)
+    for _ in range(PHILOX_ROUNDS):
+        p0, p1 = w0 * PHILOX_M0, w2 * PHILOX_M1
+        w0, w1, w2, w3 = (
+            (p1 >> 32) & MASK32 ^ w1 ^ k0,
+            p1 & MASK32,
+            (p0 >> 32) & MASK32 ^ w3 ^ k1,
+            p0 & MASK32,
+        )
+        k0, k1 = (k0 + PHILOX_W0) & MASK32, (k1 + PHILOX_W1) & MASK32
+    return torch.stack([w0, w1, w2, w3], dim=-1)
+
+
+def words(n: int, key: Tensor, step: int, stream: int, first: int, total: int) -> Tensor:
+    """Philox words of the blocks that hold elements [first, first + n) of step `step`: (blocks, 4)."""
+    begin, end = first // 4, (first + n + 3) // 4
+    block = torch.arange(begin, end, dtype=torch.int64, device=key.device)
+    return philox(key, block + (key[1] + step * ((total + 3) // 4)), stream)
+
+
+def box_muller(w: Tensor, dtype: torch.dtype) -> Tensor:
+    """Words (..., 4) to standard normals (..., 4): (w0, w1) give the first two, (w2, w3) the others.
+
+    r = sqrt(-2 ln u(w0)), n0 = r cos 2 pi u(w1), n1 = r sin 2 pi u(w1). The angle is reduced to
+    [-pi, pi] before it is rounded: u - 1 is exact for u > 1/2.
+    """
+    u = w.to(dtype) * 2.0**-32 + 2.0**-33  # one rounding: the product is exact
+    radius = torch.sqrt(-2.0 * torch.log(u[..., 0::2]))
+    angle = torch.where(u[..., 1::2] > 0.5, u[..., 1::2] - 1.0, u[..., 1::2]) * (2.0 * math.pi)
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(-2)
+
+
+def normal(
+    shape: tuple[int, ...] | list[int] | torch.Size,
+    key: Tensor,
+    step: int = 0,
+    *,
+    stream: int = 0,
+    dtype: torch.dtype = torch.float32,
+    first: int = 0,
+    total: int | None = None,
+) -> Tensor:
+    """See `stanley_fast.normal`."""
+    n = math.prod(shape)
+    total = checks.normal(n, key, stream, dtype, first, total)
+    noise = box_muller(words(n, key, step, stream, first, total), dtype)
+    return noise.flatten()[first % 4 : first % 4 + n].reshape(shape)
+
+
+def stepsize(grad: Tensor, *, threshold: float, step_size: float = 1.0) -> Tensor:
+    """See `stanley_fast.stepsize`. At |grad| <= threshold it is flat, with derivative 0."""
+    checks.stepsize(grad, threshold, step_size)
+    size = grad.abs()
+    flat = size <= threshold
+    # The inner where keeps autograd from dividing by zero on the flat branch.
+    return torch.where(flat, step_size, step_size * (threshold / torch.where(flat, threshold, size)))
+
+
+def stanley_step(
+    z: Tensor,
+    grad: Tensor,
+    key: Tensor,
+    step: int = 0,
+    *,
+    threshold: float,
+    step_size: float = 1.0,
+    noise_scale: float = 1.0,
+    clamp: tuple[float, float] | None = None,
+    update: str = "paper",
+    first: int = 0,
+    total: int | None = None,
+) -> Tensor:
+    """See `stanley_fast.stanley_step`: Eq. 4, then Eq. 5."""
+    checks.stepsize(grad, threshold, step_size)
+    total = checks.step(z, grad, key, noise_scale, clamp, update, first, total)
+    gamma = stepsize(grad, threshold=threshold, step_size=step_size)
+    return _update(z, grad, gamma, key, step, noise_scale, clamp, update, first, total)
+
+
+def langevin_step(
+    z: Tensor,
+    grad: Tensor,
+    gamma: float | Tensor,
+    key: Tensor,
+    step: int = 0,
+    *,
+    noise_scale: float = 1.0,
+    clamp: tuple[float, float] | None = None,
+    update: str = "paper",
+    first: int = 0,
+    total: int | None = None,
+) -> Tensor:
+    """See `stanley_fast.langevin_step`: Eq. 5 with the stepsize given."""
+    checks.gamma(gamma, z)
+    total = checks.step(z, grad, key, noise_scale, clamp, update, first, total)
+    gamma = torch.as_tensor(gamma, dtype=z.dtype, device=z.device)
+    return _update(z, grad, gamma, key, step, noise_scale, clamp, update, first, total)
+
+
+def _update(
+    z: Tensor,
+    grad: Tensor,
+    gamma: Tensor,
+    key: Tensor,
+    step: int,
+    noise_scale: float,
+    clamp: tuple[float, float] | None,
+    update: str,
+    first: int,
+    total: int,
+) -> Tensor:
+    xi = normal(z.shape, key, step, dtype=z.dtype, first=first, total=total)
+    if update == "paper":
+        moved = z + (gamma / 2 * grad + torch.sqrt(gamma) * noise_scale * xi)  # Eq. 5
+    else:
+        moved = z + (gamma * grad + gamma * noise_scale * xi)
+    if clamp is not None:
+        moved = moved.clamp(*clamp)
+    # The result keeps z's strides, whatever the arithmetic above made of them.
+    return torch.empty_like(z).copy_(moved)
