@@ -82,8 +82,7 @@ inline void same(const char* what, const Tensor& tensor, const Tensor& z) {
 }
 
 inline void positive(const char* what, double value) {
-  if (!(value > 0 && std::isfinite(value)))
-    fail(what, " must be positive and finite, got ", value);
+  if (!(value > 0 && std::isfinite(value))) fail(what, " must be positive and finite, got ", value);
 }
 
 inline void key(const Tensor& key) {
@@ -113,8 +112,7 @@ inline void gamma(const Tensor& gamma, const Tensor& z) {
   bool broadcasts = missing >= 0;
   for (int64_t i = 0; broadcasts && i < gamma.dim(); ++i)
     broadcasts = gamma.size(i) == 1 || gamma.size(i) == z.size(missing + i);
-  if (!broadcasts)
-    fail("gamma must broadcast to z's shape ", shape(z), ", got ", shape(gamma));
+  if (!broadcasts) fail("gamma must broadcast to z's shape ", shape(z), ", got ", shape(gamma));
 }
 
 inline void step(const Tensor& z, const Tensor& grad, const Tensor& key, double noise_scale,

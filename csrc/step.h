@@ -44,8 +44,8 @@ STANLEY_HD T move_by_gamma(T grad, T gamma, T noise) {
 // drift has no derivative and d gamma / d grad = -gamma / grad acts on the noise alone.
 template <Update update, class T>
 STANLEY_HD T stanley_by_grad(T grad, T gamma, T threshold, T noise) {
-  T by_noise = update == Update::kPaper ? std::sqrt(gamma) * noise / (T(-2) * grad)
-                                        : gamma * noise / -grad;
+  T by_noise =
+      update == Update::kPaper ? std::sqrt(gamma) * noise / (T(-2) * grad) : gamma * noise / -grad;
   return std::fabs(grad) <= threshold ? move_by_grad<update>(gamma) : by_noise;
 }
 

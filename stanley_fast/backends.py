@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Iterator
-from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +16,9 @@ LIBRARY = Path(__file__).with_name("_library.so")
 # Which devices a backend serves, the fastest first. The reference runs on every device.
 DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpp": ("cpu",)}
 
-_asked: ContextVar[str | None] = ContextVar("stanley_fast_backend", default=None)
+# Plain globals, so that torch.compile can read them and guard on them.
+_asked: str | None = os.environ.get("STANLEY_FAST_BACKEND") or None
+_chosen: dict[tuple[str | None, str], str] = {}
 
 
 @cache
@@ -68,9 +69,9 @@ def vector_level() -> str:
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Inside the with block every operation of this thread (or task) runs on backend `name`.
+    """Inside the with block every operation of this process runs on backend `name`.
 
-    The environment variable STANLEY_FAST_BACKEND asks for one in the same way for a whole process.
+    The environment variable STANLEY_FAST_BACKEND asks for one in the same way from the start.
 
     Args:
         name: a key of `backends()`.
@@ -82,12 +83,14 @@ def use_backend(name: str) -> Iterator[None]:
     >>> with use_backend("reference"):
     ...     pass
     """
+    global _asked
     _require(name)
-    token = _asked.set(name)
+    before, _asked = _asked, name
+    _choose_ahead()
     try:
         yield
     finally:
-        _asked.reset(token)
+        _asked = before
 
 
 def _require(name: str) -> None:
@@ -100,23 +103,29 @@ def _require(name: str) -> None:
 
 def select(device_type: str) -> str:
     """The backend for tensors on `device_type`: the one asked for, else the fastest that can run."""
-    name = _asked.get()
-    return _default(device_type) if name is None else _asked_for(name, device_type)
+    name = _chosen.get((_asked, device_type))
+    return _choose(device_type) if name is None else name
 
 
-@cache
-def _default(device_type: str) -> str:
-    asked = os.environ.get("STANLEY_FAST_BACKEND")
-    if asked:
-        return _asked_for(asked, device_type)
-    able = [b for b, devices in DEVICES.items() if device_type in devices and not backends()[b]]
-    return able[0] if able else "reference"
-
-
-@cache
-def _asked_for(name: str, device_type: str) -> str:
-    _require(name)
-    if device_type not in DEVICES.get(name, (device_type,)):
-        wanted = " or ".join(DEVICES[name])
-        raise RuntimeError(f"backend {name!r} needs tensors on {wanted}, got {device_type}")
+def _choose(device_type: str) -> str:
+    if _asked is None:
+        able = [b for b, on in DEVICES.items() if device_type in on and backends()[b] is None]
+        name = able[0] if able else "reference"
+    else:
+        _require(_asked)
+        if device_type not in DEVICES.get(_asked, (device_type,)):
+            wanted = " or ".join(DEVICES[_asked])
+            raise RuntimeError(f"backend {_asked!r} needs tensors on {wanted}, got {device_type}")
+        name = _asked
+    _chosen[_asked, device_type] = name
     return name
+
+
+def _choose_ahead() -> None:
+    """torch.compile can read a choice but not make one. One that fails fails again where it is used."""
+    for device_type in ("cpu", "cuda"):
+        with contextlib.suppress(RuntimeError, ValueError):
+            _choose(device_type)
+
+
+_choose_ahead()

@@ -1,8 +1,8 @@
 // The CPU kernels. Compiled once per vector level, STANLEY_LEVEL naming it; the loops are plain C++
 // that the compiler vectorises, only Philox's 32 x 32 -> 64 bit product needs an intrinsic.
 //
-// Include nothing with inline functions that other files use too: the linker keeps one copy of each,
-// and it might be one with instructions that the machine lacks.
+// Include nothing with inline functions that other files use too: the linker keeps one copy of
+// each, and it might be one with instructions that the machine lacks.
 #include "kernels.h"
 
 #include "../step.h"

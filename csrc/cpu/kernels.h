@@ -18,7 +18,7 @@ enum class Gamma { kAdaptive, kScalar, kTensor };
 // All pointers are to contiguous elements.
 template <class T>
 struct StepArgs {
-  const T* z;     // backward: null where no clamp could have cut
+  const T* z;  // backward: null where no clamp could have cut
   const T* grad;
   const T* gamma;  // null if adaptive, one element if scalar
   T threshold, step_size, noise_scale, lo, hi;
@@ -47,7 +47,8 @@ struct Level {
   Kernels<double> f64;
 };
 
-// The vector level for this machine, or the one STANLEY_FAST_VECTOR names. Throws if that can't run.
+// The vector level for this machine, or the one STANLEY_FAST_VECTOR names. Throws if that can't
+// run.
 const Level& level();
 
 template <class T>

@@ -116,9 +116,9 @@ StepArgs<T> arguments(const Step& s, const Tensor& grad, const std::optional<Ten
   StepArgs<T> a = {};
   a.grad = data<T>(grad);
   a.gamma = gamma ? data<T>(*gamma) : nullptr;
-  a.kind = !gamma                                              ? Gamma::kAdaptive
+  a.kind = !gamma                                     ? Gamma::kAdaptive
            : gamma->numel() == 1 && grad.numel() != 1 ? Gamma::kScalar
-                                                               : Gamma::kTensor;
+                                                      : Gamma::kTensor;
   a.threshold = static_cast<T>(s.threshold);
   a.step_size = static_cast<T>(s.step_size);
   a.noise_scale = static_cast<T>(s.noise_scale);
@@ -210,16 +210,16 @@ std::tuple<Tensor, Tensor> stanley_step_backward(Tensor grad_out, std::optional<
                                                  double noise_scale, double lo, double hi,
                                                  bool script, int64_t first,
                                                  std::optional<int64_t> total) {
-  Grads grads = backward(grad_out, z, {grad, std::nullopt, threshold, step_size, key, step,
-                                       noise_scale, lo, hi, script, first, total});
+  Grads grads = backward(grad_out, z,
+                         {grad, std::nullopt, threshold, step_size, key, step, noise_scale, lo, hi,
+                          script, first, total});
   return {grads.z, grads.grad};
 }
 
 Tensor langevin_step(Tensor z, Tensor grad, Tensor gamma, Tensor key, int64_t step,
                      double noise_scale, double lo, double hi, bool script, int64_t first,
                      std::optional<int64_t> total) {
-  return functional(
-      z, {grad, gamma, 0, 0, key, step, noise_scale, lo, hi, script, first, total});
+  return functional(z, {grad, gamma, 0, 0, key, step, noise_scale, lo, hi, script, first, total});
 }
 
 void langevin_step_(Tensor z, Tensor grad, Tensor gamma, Tensor key, int64_t step,
@@ -228,12 +228,14 @@ void langevin_step_(Tensor z, Tensor grad, Tensor gamma, Tensor key, int64_t ste
   in_place(z, {grad, gamma, 0, 0, key, step, noise_scale, lo, hi, script, first, total});
 }
 
-std::tuple<Tensor, Tensor, Tensor> langevin_step_backward(
-    Tensor grad_out, std::optional<Tensor> z, Tensor grad, Tensor gamma, Tensor key, int64_t step,
-    double noise_scale, double lo, double hi, bool script, int64_t first,
-    std::optional<int64_t> total) {
-  Grads grads = backward(
-      grad_out, z, {grad, gamma, 0, 0, key, step, noise_scale, lo, hi, script, first, total});
+std::tuple<Tensor, Tensor, Tensor> langevin_step_backward(Tensor grad_out, std::optional<Tensor> z,
+                                                          Tensor grad, Tensor gamma, Tensor key,
+                                                          int64_t step, double noise_scale,
+                                                          double lo, double hi, bool script,
+                                                          int64_t first,
+                                                          std::optional<int64_t> total) {
+  Grads grads = backward(grad_out, z,
+                         {grad, gamma, 0, 0, key, step, noise_scale, lo, hi, script, first, total});
   return {grads.z, grads.grad, grads.gamma};
 }
 
