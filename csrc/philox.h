@@ -19,13 +19,9 @@ constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
 constexpr int kPhiloxRounds = 10;
 
-// u(w) = w 2^-32 + 2^-33 in (0, 1], the same bits on every backend. The halves of w are exact in
-// float32, so the conversion rounds once, as a 32-bit unsigned conversion does.
-STANLEY_HD float uniform(uint32_t w, float) {
-  float value = static_cast<float>(static_cast<int32_t>(w >> 16)) * 65536.0f +
-                static_cast<float>(static_cast<int32_t>(w & 0xFFFFu));
-  return value * 0x1p-32f + 0x1p-33f;
-}
+// u(w) = w 2^-32 + 2^-33 in (0, 1], the same bits on every backend: the conversion rounds to
+// nearest.
+STANLEY_HD float uniform(uint32_t w, float) { return static_cast<float>(w) * 0x1p-32f + 0x1p-33f; }
 
 STANLEY_HD double uniform(uint32_t w, double) { return w * 0x1p-32 + 0x1p-33; }
 
@@ -54,6 +50,15 @@ STANLEY_HD float log_unit(float x) {
 
 STANLEY_HD double log_unit(double x) { return std::log(x); }
 
+// Flips x's sign where bit 1 of `bits` is set.
+STANLEY_HD float flip(float x, int32_t bits) {
+  int32_t raw;
+  std::memcpy(&raw, &x, sizeof raw);
+  raw ^= static_cast<int32_t>((static_cast<uint32_t>(bits) & 2u) << 30);
+  std::memcpy(&x, &raw, sizeof x);
+  return x;
+}
+
 template <class T>
 struct SinCos {
   T sin, cos;
@@ -75,7 +80,7 @@ STANLEY_HD SinCos<float> sincos_turn(float u) {
   cos = cos * square * square - 0.5f * square + 1.0f;
   bool swap = quadrant & 1;
   float s = swap ? cos : sin, c = swap ? sin : cos;
-  return {quadrant & 2 ? -s : s, (quadrant + 1) & 2 ? -c : c};
+  return {flip(s, quadrant), flip(c, quadrant + 1)};
 }
 
 STANLEY_HD SinCos<double> sincos_turn(double u) {

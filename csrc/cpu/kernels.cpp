@@ -60,25 +60,26 @@ void fill_words(const Noise& noise, uint64_t block, int64_t blocks, uint32_t* ra
   const uint32_t c0 = static_cast<uint32_t>(p1 >> 32) ^ high ^ noise.k0;
   const uint32_t c1 = static_cast<uint32_t>(p1);
   const uint64_t p0 = product(kPhiloxM0, c0);
+  Lanes k0[kPhiloxRounds], k1[kPhiloxRounds];
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    k0[round] = Lanes{} + (noise.k0 + round * kPhiloxW0);
+    k1[round] = Lanes{} + (noise.k1 + round * kPhiloxW1);
+  }
+  const Lanes s0 = k0[1] ^ c1, s2 = k1[1] ^ (p0 >> 32), s3 = Lanes{} + static_cast<uint32_t>(p0);
   Lanes counter;
   for (int i = 0; i < kLanes; ++i) counter[i] = static_cast<uint32_t>(block) + i;
 
   for (int64_t b = 0; b < blocks; b += kLanes) {
     Lanes q0 = product(counter, kPhiloxM0);
     counter += kLanes;
-    uint32_t k0 = noise.k0 + kPhiloxW0, k1 = noise.k1 + kPhiloxW1;
-    Lanes q1 = product((q0 >> 32) ^ noise.k1, kPhiloxM1);
-    Lanes w0 = (q1 >> 32) ^ (c1 ^ k0), w1 = q1;
-    Lanes w2 = q0 ^ (static_cast<uint32_t>(p0 >> 32) ^ k1);
-    Lanes w3 = Lanes{} + static_cast<uint32_t>(p0);
+    Lanes q1 = product((q0 >> 32) ^ k1[0], kPhiloxM1);
+    Lanes w0 = (q1 >> 32) ^ s0, w1 = q1, w2 = q0 ^ s2, w3 = s3;
     for (int round = 2; round < kPhiloxRounds; ++round) {
-      k0 += kPhiloxW0;
-      k1 += kPhiloxW1;
       q0 = product(w0, kPhiloxM0);
       q1 = product(w2, kPhiloxM1);
-      w0 = (q1 >> 32) ^ w1 ^ k0;
+      w0 = (q1 >> 32) ^ w1 ^ k0[round];
       w1 = q1;
-      w2 = (q0 >> 32) ^ w3 ^ k1;
+      w2 = (q0 >> 32) ^ w3 ^ k1[round];
       w3 = q0;
     }
     Lanes r = (w0 & 0xFFFFFFFFu) | (w2 << 32), a = (w1 & 0xFFFFFFFFu) | (w3 << 32);
