@@ -1,8 +1,8 @@
 """Builds the compiled library; everything else about the package is in pyproject.toml.
 
-One shared library on LibTorch's stable ABI, so that the same binary works with every torch from 2.11
-on. Plain setuptools: torch's own extension classes tie a build to one torch and refuse CUDA sources
-beside a CPU torch.
+One shared library on LibTorch's stable ABI, so that the same binary works with every torch from
+2.11 on. Plain setuptools: torch's own extension classes tie a build to one torch and refuse CUDA
+sources beside a CPU torch.
 
     CXX                   the C++ compiler; without one the package installs with the reference only
     STANLEY_FAST_CPP=1    fail if there is no C++ compiler
@@ -44,7 +44,7 @@ LEVELS = {
 
 
 class Edge(NamedTuple):
-    """A command that makes `output` from `inputs`; the compiler lists further inputs in `depfile`."""
+    """A command that makes `output` from `inputs`; `depfile` lists further ones, as gcc does."""
 
     command: list[str]
     inputs: list[str]
@@ -140,7 +140,7 @@ class BuildLibrary(build_ext):
         cxx, cuda = compiler() or [], nvcc() if any(ROOT.glob("csrc/**/*.cu")) else None
         edges = compile_edges(cxx, cuda, build)
         objects = [e.output for e in edges]
-        # nvcc knows where CUDA's runtime is; static, so that the library loads where there is no CUDA.
+        # nvcc knows where CUDA's runtime is; static, so that the library loads without CUDA.
         linker = [cuda, "-cudart", "static"] if cuda else cxx
         paths = [f"-L{path}" for path in cpp_extension.library_paths()]
         link = [*linker, "-shared", *objects, *paths, "-ltorch_cpu", "-lc10", "-o", str(library)]

@@ -16,7 +16,8 @@ HEAD = (
 
 def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
     session = getattr(config, "_benchmarksession", None)
-    rows = [b.extra_info for b in session.benchmarks if "medians" in b.extra_info] if session else []
+    infos = [b.extra_info for b in session.benchmarks] if session else []
+    rows = [info for info in infos if "medians" in info]
     if not rows:
         return
     write = terminalreporter.write_line

@@ -1,4 +1,4 @@
-"""Ratios that mean something: the candidates take turns in one process, and medians are compared."""
+"""Ratios that mean something: candidates take turns in one process, medians are compared."""
 
 from __future__ import annotations
 

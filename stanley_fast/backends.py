@@ -1,4 +1,4 @@
-"""Loads the compiled library, says which backends can run here, and picks one for a tensor's device."""
+"""Loads the compiled library, says which backends can run here, picks one by device."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def _load() -> str | None:
     """Loads the compiled library once; the reason if that is impossible."""
     if not LIBRARY.exists():
         return (
-            "the package was installed without its compiled library (no C++ compiler at the time?); "
-            "reinstall with one: pip install --no-build-isolation --force-reinstall --no-deps ."
+            "the package was installed without its compiled library (was there no C++ compiler?); "
+            "with one, pip install --no-build-isolation --force-reinstall --no-deps . builds it"
         )
     try:
         torch.ops.load_library(str(LIBRARY))
@@ -102,7 +102,7 @@ def _require(name: str) -> None:
 
 
 def select(device_type: str) -> str:
-    """The backend for tensors on `device_type`: the one asked for, else the fastest that can run."""
+    """The backend for tensors on `device_type`: the one asked for, else the fastest there is."""
     name = _chosen.get((_asked, device_type))
     return _choose(device_type) if name is None else name
 
@@ -122,7 +122,7 @@ def _choose(device_type: str) -> str:
 
 
 def _choose_ahead() -> None:
-    """torch.compile can read a choice but not make one. One that fails fails again where it is used."""
+    """torch.compile can read a choice but not make one. What fails here fails again in use."""
     for device_type in ("cpu", "cuda"):
         with contextlib.suppress(RuntimeError, ValueError):
             _choose(device_type)

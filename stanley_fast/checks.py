@@ -1,7 +1,7 @@
 """What the operations accept. Each check names the argument, what it got and what is wanted.
 
 The compiled library makes the same checks in C++ (csrc/checks.h), where a call of a few hundred
-elements can afford them; these serve the reference, shape inference under torch.compile, and Triton.
+elements can afford them; these serve the reference and shape inference under torch.compile.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def key(
 def split(key: Tensor, n: int) -> Tensor:
     """n new keys, independent of each other and of everything drawn from `key`.
 
-    Their seeds are Philox words of `key` at counters no draw uses (c3 = 1); made on the key's device.
+    Their seeds are Philox words of `key` at counters that no draw uses (c3 = 1).
 
     Args:
         key: int64 (2,).

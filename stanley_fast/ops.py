@@ -133,8 +133,8 @@ def langevin_step(
 
         z' = z + gamma / 2 * grad + sqrt(gamma) * noise_scale * xi
 
-    A number for gamma is vanilla Langevin dynamics, the paper's ablation. A tensor is anything else:
-    gamma frozen over a chain (Algorithm 1 line 3 taken literally), per chain, per channel.
+    A number for gamma is vanilla Langevin dynamics, the paper's ablation; a tensor is
+    anything else: frozen over a chain (Algorithm 1 line 3 taken literally), per chain, per channel.
     Differentiable once in z, grad and a gamma tensor.
 
     Args:
@@ -282,7 +282,7 @@ def _is_script(update: str) -> bool:
 
 
 def _any_requires_grad(*tensors: object) -> bool:
-    for tensor in tensors:
+    for tensor in tensors:  # noqa: SIM110, a small call would feel a generator
         if isinstance(tensor, Tensor) and tensor.requires_grad:
             return True
     return False

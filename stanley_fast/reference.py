@@ -52,14 +52,14 @@ def philox(key: Tensor, block: Tensor, c2: int = 0, c3: int = 0) -> Tensor:
 
 
 def words(n: int, key: Tensor, step: int, stream: int, first: int, total: int) -> Tensor:
-    """Philox words of the blocks that hold elements [first, first + n) of step `step`: (blocks, 4)."""
+    """Philox words of the blocks that hold elements [first, first + n) at `step`: (blocks, 4)."""
     begin, end = first // 4, (first + n + 3) // 4
     block = torch.arange(begin, end, dtype=torch.int64, device=key.device)
     return philox(key, block + (key[1] + step * ((total + 3) // 4)), stream)
 
 
 def box_muller(w: Tensor, dtype: torch.dtype) -> Tensor:
-    """Words (..., 4) to standard normals (..., 4): (w0, w1) give the first two, (w2, w3) the others.
+    """Words (..., 4) to normals (..., 4): (w0, w1) give the first two, (w2, w3) the others.
 
     r = sqrt(-2 ln u(w0)), n0 = r cos 2 pi u(w1), n1 = r sin 2 pi u(w1). The angle is reduced to
     [-pi, pi] before it is rounded: u - 1 is exact for u > 1/2.
@@ -93,7 +93,9 @@ def stepsize(grad: Tensor, *, threshold: float, step_size: float = 1.0) -> Tenso
     size = grad.abs()
     flat = size <= threshold
     # The inner where keeps autograd from dividing by zero on the flat branch.
-    return torch.where(flat, step_size, step_size * (threshold / torch.where(flat, threshold, size)))
+    return torch.where(
+        flat, step_size, step_size * (threshold / torch.where(flat, threshold, size))
+    )
 
 
 def stanley_step(

@@ -1,0 +1,304 @@
+"""Samplers side by side: a grid of settings, each over several seeds; a table and pictures."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import multiprocessing
+import signal
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from stanley_fast import plots, runs
+from stanley_fast.experiments import TARGETS, ToyConfig
+from stanley_fast.trainer import DivergedError
+
+# The figure of quality that says most about a target, and what it is.
+SHOWN = {
+    "rings": ("ring_share", "share of samples on a ring"),
+    "gmm": ("mode_share", "share of samples at a mode"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of a cell: its folder, figures by iteration, and where it diverged, if it did."""
+
+    folder: Path
+    figures: dict[int, dict[str, float]]
+    diverged: int | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting of the grid with its runs, one per seed. The setting's own seed says nothing."""
+
+    config: ToyConfig
+    runs: tuple[Run, ...]
+
+    @property
+    def diverged(self) -> int:
+        """How many runs did."""
+        return sum(run.diverged is not None for run in self.runs)
+
+    def figures(self, iteration: int) -> dict[str, list[float]]:
+        """Each figure at `iteration`, over the runs that came so far."""
+        reached = [run.figures[iteration] for run in self.runs if iteration in run.figures]
+        return {name: [each[name] for each in reached] for name in (reached[0] if reached else ())}
+
+
+def grid(
+    bases: Sequence[ToyConfig],
+    thresholds: Sequence[float] = (),
+    step_sizes: Sequence[float] = (),
+    noise_scales: Sequence[float] = (),
+) -> list[ToyConfig]:
+    """Every combination of the values, for each of `bases`; an empty sequence is the base's value.
+
+    Langevin has no threshold, so its part of the grid lacks that axis.
+
+    Raises SettingsError: a value out of its range.
+
+    >>> from stanley_fast.experiments import preset
+    >>> both = [preset("rings", "stanley"), preset("rings", "langevin")]
+    >>> len(grid(both, thresholds=(0.05, 0.1), noise_scales=(0.1, 0.15, 0.2)))
+    9
+    """
+    cells = []
+    for base in bases:
+        th = thresholds if base.threshold is not None and thresholds else (base.threshold,)
+        for threshold, step_size, noise_scale in itertools.product(
+            th, step_sizes or (base.step_size,), noise_scales or (base.noise_scale,)
+        ):
+            cells.append(
+                replace(base, threshold=threshold, step_size=step_size, noise_scale=noise_scale)
+            )
+    return cells
+
+
+def compare(
+    configs: Sequence[ToyConfig],
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    jobs: int = 1,
+    resume: bool = False,
+    progress: bool = True,
+) -> list[Cell]:
+    """Trains every config with every seed; leaves comparison.csv, figure1.png and heat_map.png.
+
+    The runs have nothing to do with each other. One that diverges is a result too.
+
+    Args:
+        configs: of one target; each is a cell.
+        seeds: of each cell.
+        folder: of the comparison.
+        jobs: runs at a time, each in its own process.
+        resume: go on with what the folder holds. Runs that it lacks are added.
+        progress: show a progress bar over the runs.
+
+    Returns:
+        The cells, in the order of `configs`.
+
+    Raises FileExistsError: the folder holds a comparison, and `resume` is False.
+    """
+    if not resume and next(folder.glob("*/config.json"), None) is not None:
+        raise FileExistsError(f"{folder} already holds a comparison")
+    tasks = [
+        _Task(replace(config, seed=seed), folder / run_name(replace(config, seed=seed)))
+        for config in configs
+        for seed in seeds
+    ]
+    done = list(_in_parallel(tasks, jobs, progress))
+    cells = [
+        Cell(config, tuple(done[i * len(seeds) : (i + 1) * len(seeds)]))
+        for i, config in enumerate(configs)
+    ]
+    write_csv(cells, folder / "comparison.csv")
+    draw_figure1(cells, folder / "figure1.png")
+    draw_heat_map(cells, folder / "heat_map.png")
+    return cells
+
+
+def run_name(config: ToyConfig) -> str:
+    """The name of a run's folder within its comparison's.
+
+    >>> from stanley_fast.experiments import preset
+    >>> run_name(preset("rings", "stanley"))
+    'stanley-threshold0.1-step1-noise0.15-seed0'
+    """
+    threshold = "" if config.threshold is None else f"threshold{config.threshold:g}-"
+    settings = f"{threshold}step{config.step_size:g}-noise{config.noise_scale:g}"
+    return f"{config.sampler}-{settings}-seed{config.seed}"
+
+
+# Running -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Task:
+    config: ToyConfig
+    folder: Path
+
+
+def _in_parallel(tasks: Sequence[_Task], jobs: int, progress: bool) -> Iterator[Run]:
+    """The tasks' runs in order, `jobs` at a time. On Ctrl-C the processes are stopped."""
+    from tqdm import tqdm
+
+    context = multiprocessing.get_context("spawn")  # a fork of a threaded torch may hang
+    with (
+        context.Pool(min(jobs, len(tasks)), _start_worker) as pool,
+        tqdm(total=len(tasks), unit="run", disable=not progress, dynamic_ncols=True) as bar,
+    ):
+        for run in pool.imap(_run, tasks):
+            bar.update()
+            yield run
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which stops its workers
+
+
+def _run(task: _Task) -> Run:
+    diverged = None
+    resume = (task.folder / "config.json").exists()
+    try:
+        runs.train(task.config, task.folder, resume=resume, progress=False)
+    except DivergedError as error:
+        diverged = error.iteration
+    return read_run(task.folder, task.config.target, diverged)
+
+
+def read_run(folder: Path, target: str, diverged: int | None) -> Run:
+    """What a run left in its folder."""
+    figures = {
+        int(row["iteration"]): {c: row[c] for n in runs.qualities(row) for c in (n, f"{n}_floor")}
+        for row in runs.read_metrics(folder)
+        if SHOWN[target][0] in row and row["iteration"] > 0
+    }
+    return Run(folder, figures, diverged)
+
+
+# Reporting ---------------------------------------------------------------------------------------
+
+
+def summary(cells: Sequence[Cell], iteration: int) -> list[dict[str, float | str | None]]:
+    """A row per cell: settings, runs that reached `iteration`, runs that diverged, figures.
+
+    Figures are means over the seeds; their standard deviation between seeds is beside them.
+    """
+    rows = []
+    for cell in cells:
+        config, figures = cell.config, cell.figures(iteration)
+        row: dict[str, float | str | None] = {
+            "sampler": config.sampler,
+            "threshold": config.threshold,
+            "step_size": config.step_size,
+            "noise_scale": config.noise_scale,
+            "iteration": iteration,
+            "runs": sum(iteration in run.figures for run in cell.runs),
+            "diverged": cell.diverged,
+        }
+        for name, values in figures.items():
+            row[name] = statistics.fmean(values)
+            if not name.endswith("_floor") and len(values) > 1:
+                row[f"{name}_sd"] = statistics.stdev(values)
+        rows.append(row)
+    return rows
+
+
+def write_csv(cells: Sequence[Cell], path: Path) -> None:
+    """`summary` of every evaluation."""
+    iterations = sorted({i for cell in cells for run in cell.runs for i in run.figures})
+    rows = [row for iteration in iterations for row in summary(cells, iteration)]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def table(cells: Sequence[Cell]) -> str:
+    """The cells after the last iteration, for people: mean +- sd over the seeds."""
+    rows = summary(cells, cells[0].config.iterations)
+    full = max(rows, key=len)  # of a cell that reached the end, if one did
+    names = runs.qualities(full)
+    lines = [["sampler", "threshold", "step size", "noise", *names, ""]]
+    for cell, row in zip(cells, rows, strict=True):
+        config = cell.config
+        threshold = "" if config.threshold is None else f"{config.threshold:g}"
+        settings = [config.sampler, threshold, f"{config.step_size:g}", f"{config.noise_scale:g}"]
+        marks = f"{cell.diverged} of {len(cell.runs)} diverged" if cell.diverged else ""
+        lines.append([*settings, *(_mean_sd(row, name) for name in names), marks])
+    if names:
+        lines.append(
+            ["true samples", "", "", "", *(f"{full[f'{n}_floor']:.3f}" for n in names), ""]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [[text.ljust(w) for text, w in zip(line, widths, strict=True)] for line in lines]
+    return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
+def _mean_sd(row: Mapping[str, object], name: str) -> str:
+    sd = f" ± {row[f'{name}_sd']:.3f}" if f"{name}_sd" in row else ""
+    return f"{row[name]:.3f}{sd}" if name in row else "-"
+
+
+def best(cells: Sequence[Cell]) -> Cell:
+    """The cell with the fewest divergences; of those, the one with the largest share on target."""
+
+    def merit(cell: Cell) -> tuple[int, float]:
+        share = _share(cell)
+        return -cell.diverged, -math.inf if math.isnan(share) else share
+
+    return max(cells, key=merit)
+
+
+def _share(cell: Cell) -> float:
+    """Mean share on target after the last iteration; NaN if a run diverged."""
+    values = cell.figures(cell.config.iterations).get(SHOWN[cell.config.target][0], [])
+    return math.nan if cell.diverged or not values else statistics.fmean(values)
+
+
+def draw_figure1(cells: Sequence[Cell], path: Path) -> None:
+    """The paper's Figure 1: two rows for each sampler, of its best cell's first run."""
+    target = TARGETS[cells[0].config.target]()
+    truth = target.sample(runs.EVALUATED, runs.key_for(0, "truth"))
+    samplers = dict.fromkeys(cell.config.sampler for cell in cells)
+    shown = [best([c for c in cells if c.config.sampler == sampler]) for sampler in samplers]
+    rows = {cell.config.title: runs.snapshots(cell.runs[0].folder) for cell in shown}
+    plots.figure1(path, target, truth, rows)
+
+
+def draw_heat_map(cells: Sequence[Cell], path: Path) -> None:
+    """The share on target: a panel for Langevin, and for STANLEY one per step size."""
+    panels: dict[str, list[Cell]] = {}
+    for cell in cells:
+        config = cell.config
+        has_panels = config.sampler == "stanley"
+        title = f"STANLEY, step size {config.step_size:g}" if has_panels else "Langevin"
+        panels.setdefault(title, []).append(cell)
+    heats = [_heat(title, group) for title, group in panels.items()]
+    plots.heat_map(path, SHOWN[cells[0].config.target][1], heats)
+
+
+def _heat(title: str, cells: Sequence[Cell]) -> plots.Heat:
+    """One panel: noise scale down, threshold (Langevin: step size) across."""
+    axis = "step_size" if cells[0].config.threshold is None else "threshold"
+    places = [(cell.config.noise_scale, getattr(cell.config, axis)) for cell in cells]
+    rows, columns = (sorted(set(values)) for values in zip(*places, strict=True))
+    values = torch.full((len(rows), len(columns)), math.nan)
+    for cell, (row, column) in zip(cells, places, strict=True):
+        values[rows.index(row), columns.index(column)] = _share(cell)
+    return plots.Heat(
+        title,
+        ("noise scale", [f"{value:g}" for value in rows]),
+        (axis.replace("_", " "), [f"{value:g}" for value in columns]),
+        values,
+    )

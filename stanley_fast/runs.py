@@ -1,0 +1,280 @@
+"""Toy runs in their folders: training, evaluation, pictures, and reading all that back.
+
+A folder holds config.json, checkpoint.pt, metrics.csv, snapshots/ (the weights and samples of each
+evaluation), figure1.png and loss.png; after a divergence last_good.pt; with TensorBoard its files.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from stanley_fast import checkpoint, keys, plots
+from stanley_fast.chain import sample
+from stanley_fast.energies import MLPEnergy
+from stanley_fast.experiments import TARGETS, SettingsError, ToyConfig
+from stanley_fast.metrics import Quality, grid_density
+from stanley_fast.starts import NoiseStart
+from stanley_fast.trainer import Trainer
+
+EVALUATED = 10_000  # samples per evaluation, and in each picture (Nijkamp et al. 2020)
+MAX_GAP = 1e3  # a healthy run's energy gap stays below 1
+
+
+def key_for(seed: int, purpose: Literal["training", "evaluation", "truth"]) -> Tensor:
+    """The key of one of a run's independent random streams."""
+    purposes = ("training", "evaluation", "truth")
+    return keys.split(keys.key(seed), len(purposes))[purposes.index(purpose)]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The toy net is too small for more: they are slower, and would make roundings vary."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
+def train(
+    config: ToyConfig,
+    folder: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Trainer:
+    """Runs `config`, leaving config.json, metrics.csv, checkpoint.pt, snapshots/ and pictures.
+
+    The pictures figure1.png and loss.png are drawn anew at every evaluation.
+
+    Args:
+        config: the settings.
+        folder: where the run lives; made if need be.
+        resume: go on from the folder's checkpoint, bit for bit as if never interrupted. `config`
+            must be the folder's, or differ in `iterations` alone.
+        overwrite: begin anew, removing the run that the folder holds.
+        progress: show a progress bar.
+
+    Returns:
+        The trainer, with the learned f.
+
+    Raises:
+        FileExistsError: the folder holds a run, neither to be resumed nor overwritten.
+        FileNotFoundError, SettingsError: it holds none to resume, or one with other settings.
+        DivergedError, KeyboardInterrupt: as `Trainer.fit`, after the pictures are drawn.
+    """
+    folder = Path(folder)
+    if resume:
+        _check_same(config, load_config(folder))
+    elif overwrite:
+        _remove_run(folder)
+    elif (folder / "config.json").exists():
+        raise FileExistsError(f"{folder} already holds a run")
+    _write(folder / "config.json", json.dumps(asdict(config), indent=2) + "\n")
+    trainer = Trainer(
+        new_model(config.seed),
+        TARGETS[config.target]().sample,
+        config.make_sampler(),
+        start=NoiseStart(config.start_scale),
+        optimizer=partial(torch.optim.Adam, lr=config.learning_rate),
+        steps=config.steps,
+        batch_size=config.batch_size,
+        key=key_for(config.seed, "training"),
+        folder=folder,
+        evaluate=Evaluation(config, folder),
+        evaluate_every=config.evaluate_every,
+        checkpoint_every=100,  # a few seconds' work
+        log_every=10,
+        max_gap=MAX_GAP,
+        progress=progress,
+        notes={"config": asdict(config)},
+    )
+    if resume and (folder / "checkpoint.pt").exists():
+        trainer.resume()
+        trainer.notes["config"] = asdict(config)  # iterations may have changed
+    try:
+        trainer.fit(config.iterations)
+    finally:
+        draw_loss(folder)
+    return trainer
+
+
+class Evaluation:
+    """What a run does at every evaluation: samples, their quality, a snapshot, the pictures."""
+
+    def __init__(self, config: ToyConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.quality = Quality(TARGETS[config.target](), EVALUATED, key_for(config.seed, "truth"))
+
+    def __call__(self, trainer: Trainer) -> dict[str, float]:
+        samples = generate(
+            trainer.f, self.config, EVALUATED, key_for(self.config.seed, "evaluation")
+        )
+        state = {
+            "iteration": trainer.iteration,
+            "f": trainer.f.state_dict(),
+            "samples": samples,
+            "notes": trainer.notes,
+        }
+        checkpoint.save(self.folder / "snapshots" / f"{trainer.iteration:06d}.pt", state)
+        draw_figure1(self.folder)
+        draw_loss(self.folder)
+        return self.quality(samples)
+
+
+def new_model(seed: int) -> MLPEnergy:
+    """The toy net with the initial weights of `seed`; torch's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MLPEnergy()
+
+
+@one_thread()
+def generate(
+    f: nn.Module, config: ToyConfig, n: int, key: Tensor, steps: int | None = None
+) -> Tensor:
+    """n samples (n, 2) of a learned f: chains from the noise that training starts its chains at."""
+    start_key, chain_key = keys.split(key, 2)
+    z0 = NoiseStart(config.start_scale).start(n, start_key, torch.empty(0, 2))
+    steps = config.steps if steps is None else steps
+    return sample(f, z0, config.make_sampler(), steps, key=chain_key).z
+
+
+def learned_density(f: nn.Module, config: ToyConfig) -> Tensor:
+    """The density that f's chains aim at, exp(f / T), normalised on the picture's grid."""
+    extent = TARGETS[config.target]().extent
+    return grid_density(lambda z: f(z) / config.temperature, extent, plots.GRID)
+
+
+def draw_figure1(folder: Path) -> None:
+    """figure1.png of the run in `folder`, as far as it has come."""
+    config, shots = load_config(folder), snapshots(folder)
+    if shots:
+        target = TARGETS[config.target]()
+        truth = target.sample(EVALUATED, key_for(config.seed, "truth"))
+        plots.figure1(folder / "figure1.png", target, truth, {config.title: shots})
+
+
+def draw_loss(folder: Path) -> None:
+    """loss.png of the run in `folder`, as far as it has come."""
+    rows = [row for row in read_metrics(folder) if "gap" in row]
+    if rows:
+        iterations = [int(row["iteration"]) for row in rows]
+        plots.loss_curve(folder / "loss.png", iterations, [row["gap"] for row in rows])
+
+
+# What a folder holds -----------------------------------------------------------------------------
+
+
+def load_config(folder: Path) -> ToyConfig:
+    """The settings of the run in `folder`.
+
+    Raises FileNotFoundError: there is none. CheckpointError: its config.json is not one.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} holds no run: there is no {path}")
+    try:
+        return ToyConfig(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise checkpoint.CheckpointError(
+            f"{path} does not hold a run's settings: {error}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A toy model and where it comes from."""
+
+    f: MLPEnergy
+    config: ToyConfig
+    iteration: int
+    samples: Tensor | None
+    """(10 000, 2), in snapshots."""
+
+
+def load_learned(path: str | os.PathLike[str]) -> Learned:
+    """The model in a run's folder, checkpoint or snapshot.
+
+    Raises FileNotFoundError, CheckpointError: as `checkpoint.load`, or not of a toy run.
+    """
+    path = Path(path)
+    state = checkpoint.load(path / "checkpoint.pt" if path.is_dir() else path)
+    try:
+        config = ToyConfig(**state["notes"]["config"])
+        f = new_model(config.seed)
+        f.load_state_dict(state["f"])
+        return Learned(f, config, state["iteration"], state.get("samples"))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise checkpoint.CheckpointError(f"{path} is not the checkpoint of a toy run") from error
+
+
+def snapshots(folder: Path) -> list[plots.Snapshot]:
+    """What the run in `folder` had learned at each evaluation but that of the start."""
+    learned = [load_learned(path) for path in sorted((folder / "snapshots").glob("*.pt"))]
+    return [
+        plots.Snapshot(each.iteration, learned_density(each.f, each.config), each.samples)
+        for each in learned
+        if each.iteration > 0 and each.samples is not None
+    ]
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics.csv; a row has only the columns it was given."""
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def qualities(row: Mapping[str, object]) -> list[str]:
+    """The names of the figures of quality among a row's columns: those that have a floor.
+
+    >>> qualities({"gap": 0.1, "ring_share": 0.9, "ring_share_floor": 0.997})
+    ['ring_share']
+    """
+    return [name for name in row if f"{name}_floor" in row]
+
+
+def _check_same(config: ToyConfig, saved: ToyConfig) -> None:
+    for field in fields(ToyConfig):
+        asked, was = getattr(config, field.name), getattr(saved, field.name)
+        if asked != was and field.name != "iterations":
+            raise SettingsError(f"the run to resume has {field.name} {was}, got {asked}")
+
+
+def _remove_run(folder: Path) -> None:
+    """Removes what a run leaves in its folder, and nothing else."""
+    left = (
+        "config.json",
+        "checkpoint.pt",
+        "last_good.pt",
+        "metrics.csv",
+        "figure1.png",
+        "loss.png",
+    )
+    for name in (*left, "snapshots/*.pt", "tensorboard/events.out.tfevents.*"):
+        for path in [*folder.glob(name), *folder.glob(f"{name}.tmp")]:  # .tmp is left by a crash
+            path.unlink()
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -1,0 +1,394 @@
+"""Algorithm 1: learning an energy-based model. `Trainer._iteration` reads beside the paper."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stanley_fast import checkpoint, checks, keys, ops
+from stanley_fast.chain import NonFiniteError, sample
+from stanley_fast.checkpoint import MetricsLog
+from stanley_fast.reference import STREAM_NOISE, STREAM_STARTS
+from stanley_fast.samplers import Langevin, Sampler
+from stanley_fast.starts import Start
+
+Data = Tensor | Callable[[int, Tensor], Tensor]
+MakeOptimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
+
+# Blocks of noise an iteration may use of each key, more than any does: so what one iteration draws
+# moves no other.
+BLOCKS_PER_ITERATION = 2**32
+
+
+class DivergedError(RuntimeError):
+    """Training left the finite numbers or its bound.
+
+    `iteration` is the one that failed, `last_good` the checkpoint to go back to, if there is one.
+    """
+
+    def __init__(self, iteration: int, message: str, last_good: Path | None) -> None:
+        super().__init__(message)
+        self.iteration = iteration
+        self.last_good = last_good
+
+
+class Trainer:
+    """Fits f to data by Algorithm 1.
+
+    Args:
+        f: the log-density, an nn.Module (B, ...) -> (B,).
+        data: a tensor (n, ...) of observations, from which minibatches are drawn with replacement;
+            or data(n, key) -> (n, ...).
+        sampler: `Stanley(...)` or `Langevin(...)`.
+        start: where chains start: `NoiseStart`, `DataStart` or `ReplayBuffer`.
+        optimizer: a torch optimizer of f's parameters, or parameters -> optimizer.
+        steps: K, transitions per iteration.
+        batch_size: m = M, observations and chains per iteration.
+        key: int64 (2,); it alone decides data, starts and noise. Not changed.
+        grad_clip: largest norm of the parameters' gradient.
+        data_noise: standard deviation of normal noise added to observations.
+        energy_l2: weight of mean f(x)^2 over observations and chains, which keeps energies near 0.
+        max_gap: the run has diverged when the energy gap is beyond this, either way.
+        folder: where checkpoint.pt, metrics.csv and, if it is installed, TensorBoard's files go.
+        checkpoint_every, log_every: in iterations.
+        evaluate: evaluate(trainer) -> more figures for metrics.csv, at iteration 0 and every
+            `evaluate_every`.
+        progress: a progress bar on stderr, if tqdm is installed.
+        notes: plain values stored in the checkpoint, for whoever rebuilds f from it.
+
+    Attributes:
+        iteration: how many are complete.
+        metrics: figures of the last one: "gap" is mean f(x) - mean f(z_K).
+
+    Raises:
+        TypeError, ValueError: an argument that makes no sense.
+
+    Source: Algorithm 1.
+
+    >>> from stanley_fast import energies, samplers, starts
+    >>> target = energies.GaussianMixture(torch.zeros(1, 2), 1.0)
+    >>> trainer = Trainer(
+    ...     energies.MLPEnergy((2, 8, 1)), target.sample, samplers.Stanley(0.1, noise_scale=0.1),
+    ...     start=starts.NoiseStart(), optimizer=torch.optim.Adam, steps=5, batch_size=16,
+    ...     key=keys.key(0), progress=False,
+    ... )
+    >>> trainer.fit(10)
+    >>> trainer.iteration
+    10
+    """
+
+    def __init__(
+        self,
+        f: nn.Module,
+        data: Data,
+        sampler: Sampler,
+        *,
+        start: Start,
+        optimizer: torch.optim.Optimizer | MakeOptimizer,
+        steps: int,
+        batch_size: int,
+        key: Tensor,
+        grad_clip: float | None = None,
+        data_noise: float = 0.0,
+        energy_l2: float = 0.0,
+        max_gap: float = 1e6,
+        folder: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 500,
+        log_every: int = 100,
+        evaluate: Callable[[Trainer], Mapping[str, float]] | None = None,
+        evaluate_every: int = 1000,
+        progress: bool = True,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        _check_types(f, data, sampler, start)
+        for name, count in (
+            ("steps", steps),
+            ("batch_size", batch_size),
+            ("checkpoint_every", checkpoint_every),
+            ("log_every", log_every),
+            ("evaluate_every", evaluate_every),
+        ):
+            if count < 1:
+                raise ValueError(f"{name} must be 1 or more, got {count}")
+        for name, value in (("data_noise", data_noise), ("energy_l2", energy_l2)):
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be 0 or more and finite, got {value}")
+        for name, bound in (("grad_clip", grad_clip), ("max_gap", max_gap)):
+            if bound is not None and not bound > 0:
+                raise ValueError(f"{name} must be positive, got {bound}")
+        checks.key(key)
+
+        self.f, self.data, self.sampler, self.start = f, data, sampler, start
+        self.optimizer = (
+            optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer(f.parameters())
+        )
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.steps, self.batch_size = steps, batch_size
+        self.grad_clip = math.inf if grad_clip is None else grad_clip
+        self.data_noise, self.energy_l2, self.max_gap = data_noise, energy_l2, max_gap
+        self.folder = None if folder is None else Path(folder)
+        self.checkpoint_every, self.log_every = checkpoint_every, log_every
+        self.evaluate, self.evaluate_every = evaluate, evaluate_every
+        self.progress, self.notes = progress, dict(notes or {})
+
+        self.keys = keys.split(key, 3).to(next(f.parameters()).device)
+        self.chain_key, self.data_key, self.start_key = self.keys.unbind()  # views of the three
+        self.iteration = 0
+        self.metrics: dict[str, float] = {}
+        self._folder_is_ours = False
+
+    def fit(self, iterations: int) -> None:
+        """Trains until `iterations` are complete, counted from the run's beginning (T).
+
+        The first Ctrl-C lets the iteration end and writes a checkpoint; a second stops at once.
+
+        Raises:
+            DivergedError: the run left the finite numbers or its bound. The last good state is
+                written, and the message says where and what to try.
+            KeyboardInterrupt: after Ctrl-C.
+            FileExistsError: the folder holds another run.
+        """
+        self._claim_folder()
+        with (
+            MetricsLog(self.folder, self._columns(), self.iteration) as log,
+            _progress_bar(iterations, self.iteration, self.progress) as advance_bar,
+            _interrupt_held() as interrupted,
+        ):
+            if self.iteration == 0:
+                self._log(log)
+                self.save()
+            while self.iteration < iterations and not interrupted.is_set():
+                self._iteration()
+                self._log(log)
+                if self.iteration % self.checkpoint_every == 0 or self.iteration == iterations:
+                    self.save()
+                advance_bar(self.metrics["gap"])
+            if interrupted.is_set():
+                self.save()
+                raise KeyboardInterrupt
+
+    def _iteration(self) -> None:
+        """Algorithm 1 for one t. What can fail does so before anything is changed."""
+        # Line 8, first because chains may start at data: m observations.
+        x = self._observations()
+        z0 = self.start.start(self.batch_size, self.start_key, x)
+        # Lines 3 to 7: M chains, K transitions each, the stepsize from Eq. 4.
+        record = self._record() if (self.iteration + 1) % self.log_every == 0 else ()
+        try:
+            chain = sample(self.f, z0, self.sampler, self.steps, key=self.chain_key, record=record)
+        except NonFiniteError as error:
+            raise self._diverged(str(error)) from error
+        # Line 9: the gradient of -log p; observations and chains in one forward pass.
+        f = self.f(torch.cat([x, chain.z]))
+        f_data, f_chain = f[: len(x)].mean(), f[len(x) :].mean()
+        loss = f_chain - f_data
+        if self.energy_l2:
+            loss = loss + self.energy_l2 * f.square().mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
+        metrics = _figures(loss=loss, f_data=f_data, f_chain=f_chain, grad_norm=norm)
+        self._check(metrics)
+        # Line 10: theta.
+        self.optimizer.step()
+        self.start.update(chain.z)
+        self.keys[:, 1] += BLOCKS_PER_ITERATION
+        self.iteration += 1
+        self.metrics = metrics | {name: float(v.mean()) for name, v in chain.stats.items()}
+
+    def _observations(self) -> Tensor:
+        """m observations, with noise if asked for; the data key alone decides."""
+        n, key = self.batch_size, self.data_key
+        if isinstance(self.data, Tensor):
+            random = ops.normal((n,), key, stream=STREAM_STARTS, dtype=torch.float64)
+            index = (torch.special.ndtr(random) * len(self.data)).long()
+            x = self.data[index.clamp_(max=len(self.data) - 1)]
+        else:
+            x = self.data(n, key)
+            if len(x) != n:
+                raise ValueError(f"data({n}, key) must return ({n}, ...), got {list(x.shape)}")
+        if self.data_noise:
+            noise = ops.normal(x.shape, key, stream=STREAM_NOISE, dtype=x.dtype)
+            x = x + self.data_noise * noise
+        return x
+
+    def _check(self, metrics: dict[str, float]) -> None:
+        if not all(map(math.isfinite, metrics.values())):
+            values = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
+            raise self._diverged(f"NaN or infinity among {values}")
+        if abs(metrics["gap"]) > self.max_gap:
+            raise self._diverged(
+                f"the energy gap {metrics['gap']:.4g} is beyond max_gap = {self.max_gap:g}"
+            )
+
+    def _diverged(self, what: str) -> DivergedError:
+        """Writes the state before the failed iteration, if it is good; says what to try."""
+        last_good = self._checkpoint_path()
+        if last_good is not None and self._is_finite():
+            last_good = last_good.with_name("last_good.pt")
+            checkpoint.save(last_good, self.state_dict())
+        where = "" if last_good is None else f" The last good state is in {last_good}."
+        method = (
+            "smaller step_size or noise_scale, or grad_clamp"
+            if isinstance(self.sampler, Langevin)
+            else "smaller noise_scale or larger threshold (a transition drifts by at most "
+            "step_size * threshold / 2)"
+        )
+        return DivergedError(
+            self.iteration + 1,
+            f"training diverged at iteration {self.iteration + 1}: {what}.{where} Try a smaller "
+            f"learning rate, grad_clip, energy_l2, or of the sampler: {method}.",
+            last_good,
+        )
+
+    def _is_finite(self) -> bool:
+        return all(bool(p.isfinite().all()) for p in self.parameters)
+
+    def _record(self) -> tuple[str, ...]:
+        return ("grad_abs", *self.sampler.records)
+
+    def _columns(self) -> tuple[str, ...]:
+        return ("gap", "loss", "f_data", "f_chain", "grad_norm", *self._record())
+
+    def _log(self, log: MetricsLog) -> None:
+        """A row of metrics.csv, if one is due."""
+        figures = self.metrics if self.iteration % self.log_every == 0 else {}
+        if self.evaluate is not None and self.iteration % self.evaluate_every == 0:
+            figures = {**self.metrics, **self.evaluate(self)}
+        if figures:
+            log.write(self.iteration, figures)
+
+    def save(self) -> None:
+        """Writes folder/checkpoint.pt, if there is a folder. Only good states are written."""
+        path = self._checkpoint_path()
+        if not self._is_finite():
+            raise self._diverged("a parameter is NaN or infinite")
+        if path is not None:
+            checkpoint.save(path, self.state_dict())
+
+    def resume(self, path: str | os.PathLike[str] | None = None) -> None:
+        """Goes on from a checkpoint; folder/checkpoint.pt unless told.
+
+        On the same machine and thread count the run ends as if it had never stopped, bit for bit.
+        The optimizer's settings, learning rate included, are the checkpoint's: to change one, set
+        it in `optimizer.param_groups` afterwards.
+
+        Raises:
+            ValueError: neither path nor folder.
+            FileNotFoundError, CheckpointError: see `checkpoint.load`.
+            RuntimeError: the checkpoint is of another f.
+        """
+        path = self._checkpoint_path() if path is None else Path(path)
+        if path is None:
+            raise ValueError("path must be given when the trainer has no folder")
+        self.load_state_dict(checkpoint.load(path))
+        self._folder_is_ours = path.resolve().parent == (self.folder and self.folder.resolve())
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides the rest of the run."""
+        state = {
+            "iteration": self.iteration,
+            "f": self.f.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "start": self.start.state_dict(),
+            "keys": self.keys,
+            "torch_rng": torch.get_rng_state(),  # for an f with dropout
+            "notes": self.notes,
+        }
+        if self.keys.is_cuda:
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.keys.device)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave, torch's default generator included."""
+        self.f.load_state_dict(state["f"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.start.load_state_dict(state["start"])
+        self.keys.copy_(state["keys"])
+        self.iteration, self.notes = state["iteration"], state["notes"]
+        torch.set_rng_state(state["torch_rng"])
+        if "cuda_rng" in state and self.keys.is_cuda:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.keys.device)
+
+    def _checkpoint_path(self) -> Path | None:
+        return None if self.folder is None else self.folder / "checkpoint.pt"
+
+    def _claim_folder(self) -> None:
+        path = self._checkpoint_path()
+        if path is not None and path.exists() and not self._folder_is_ours:
+            raise FileExistsError(
+                f"{path.parent} holds another run: resume() it, or choose another folder"
+            )
+        self._folder_is_ours = True
+
+
+def _figures(**values: Tensor) -> dict[str, float]:
+    """Numbers from 0-dim tensors, in one wait for the device; and the energy gap."""
+    numbers = torch.stack([v.detach() for v in values.values()]).tolist()
+    figures = dict(zip(values, numbers, strict=True))
+    return {"gap": figures["f_data"] - figures["f_chain"], **figures}
+
+
+@contextmanager
+def _progress_bar(total: int, done: int, show: bool) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr; call it with the energy gap after each iteration."""
+    if not show or importlib.util.find_spec("tqdm") is None:
+        yield lambda gap: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, initial=done, dynamic_ncols=True) as bar:
+
+        def advance(gap: float) -> None:
+            bar.set_postfix_str(f"gap {gap:+.3f}", refresh=False)
+            bar.update()
+
+        yield advance
+
+
+@contextmanager
+def _interrupt_held() -> Iterator[threading.Event]:
+    """The first Ctrl-C sets the event and nothing else; the second raises as usual.
+
+    Does nothing outside the main thread, or where someone else handles Ctrl-C.
+    """
+    held = threading.Event()
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield held
+        return
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if held.is_set():
+            raise KeyboardInterrupt
+        held.set()
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield held
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _check_types(f: object, data: object, sampler: object, start: object) -> None:
+    if not isinstance(f, nn.Module):
+        raise TypeError(f"f must be an nn.Module, got {f!r}")
+    if not isinstance(data, Tensor) and not callable(data):
+        raise TypeError(f"data must be a tensor (n, ...) or data(n, key), got {data!r}")
+    if isinstance(data, Tensor) and (data.dim() == 0 or len(data) == 0):
+        raise ValueError(f"data must hold at least one observation, got {list(data.shape)}")
+    if not isinstance(sampler, Sampler):
+        raise TypeError(f"sampler must be a Sampler such as Stanley(...), got {sampler!r}")
+    if not isinstance(start, Start):
+        raise TypeError(f"start must be a Start such as NoiseStart(...), got {start!r}")
