@@ -1,0 +1,217 @@
+"""What tests share: this machine's backends, an oracle in NumPy, DESIGN's tolerance, test data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import stanley_fast as sf
+
+# The fixtures below do not change between the examples of one test, so sharing them is harmless.
+hypothesis.settings.register_profile(
+    "stanley-fast",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("stanley-fast")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip("slow: run with --slow"))
+
+
+class Backend(NamedTuple):
+    name: str
+    device: str
+
+
+AVAILABLE = [
+    Backend(name, "cuda" if name in ("cuda", "triton") else "cpu")
+    for name, why_not in sf.backends().items()
+    if why_not is None
+]
+FAST = [b for b in AVAILABLE if b.name != "reference"]
+NONE = pytest.param(None, marks=pytest.mark.skip("only the reference backend can run here"), id="-")
+
+
+@pytest.fixture(params=FAST or [NONE], ids=lambda b: b.name if b else "-")
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Each backend that can run here and is not the reference, chosen for the test."""
+    with sf.use_backend(request.param.name):
+        yield request.param
+
+
+@pytest.fixture(params=AVAILABLE, ids=lambda b: b.name)
+def each_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Each backend that can run here, the reference too."""
+    with sf.use_backend(request.param.name):
+        yield request.param
+
+
+@pytest.fixture
+def compiled() -> None:
+    """Skips a test of torch.ops.stanley_fast.* on the CPU where the library was not built."""
+    why_not = sf.backends()["cpp"]
+    if why_not is not None:
+        pytest.skip(why_not)
+
+
+# The noise again, in NumPy and float64, from DESIGN.md and Salmon et al. 2011 alone ---------------
+
+MASK = np.uint64(0xFFFFFFFF)
+HALF = np.uint64(32)
+
+
+def philox(counter: np.ndarray, k0: int, k1: int) -> np.ndarray:
+    """Philox4x32-10 of counters (n, 4), 32-bit words held in uint64."""
+    c = [counter[:, i].astype(np.uint64) for i in range(4)]
+    for _ in range(10):
+        high = [(np.uint64(m) * x) >> HALF for m, x in ((0xD2511F53, c[0]), (0xCD9E8D57, c[2]))]
+        low = [(np.uint64(m) * x) & MASK for m, x in ((0xD2511F53, c[0]), (0xCD9E8D57, c[2]))]
+        c = [high[1] ^ c[1] ^ np.uint64(k0), low[1], high[0] ^ c[3] ^ np.uint64(k1), low[0]]
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack(c, axis=1)
+
+
+def words(
+    n: int,
+    seed: int,
+    offset: int = 0,
+    step: int = 0,
+    stream: int = 0,
+    first: int = 0,
+    total: int | None = None,
+) -> np.ndarray:
+    """The words (w0, w1) of the pair that each element [first, first + n) belongs to: (n, 2)."""
+    start = (offset + step * -(-(n if total is None else total) // 4)) % 2**64
+    i = np.uint64(first) + np.arange(n, dtype=np.uint64)
+    block = np.uint64(start) + i // np.uint64(4)  # wraps modulo 2^64
+    zero = np.zeros_like(block)
+    counter = np.stack([block & MASK, block >> HALF, zero + np.uint64(stream), zero], axis=1)
+    w = philox(counter, seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF).reshape(n, 2, 2)
+    return w[np.arange(n), (i // np.uint64(2) % np.uint64(2)).astype(np.intp)]
+
+
+def radius_and_normal(
+    w: np.ndarray, first: int = 0, dtype: torch.dtype = torch.float64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Box-Muller of `words`: each element's r and n, exact for the uniforms as `dtype` has them."""
+    u = w.astype(np.float32 if dtype == torch.float32 else np.float64)
+    u = (u * u.dtype.type(2.0**-32) + u.dtype.type(2.0**-33)).astype(np.float64)
+    r = np.sqrt(-2.0 * np.log(u[:, 0]))
+    angle = 2.0 * np.pi * np.where(u[:, 1] > 0.5, u[:, 1] - 1.0, u[:, 1])
+    second = (first + np.arange(len(w))) % 2 == 1
+    return r, r * np.where(second, np.sin(angle), np.cos(angle))
+
+
+def oracle_normal(n: int, seed: int, first: int = 0, **where: int | None) -> Tensor:
+    """float64 normals that no code of the package had a part in."""
+    w = words(n, seed, first=first, **where)  # type: ignore[arg-type]
+    return torch.from_numpy(radius_and_normal(w, first)[1])
+
+
+# The equations in float64 ------------------------------------------------------------------------
+
+
+def eq4(grad: Tensor, threshold: float, step_size: float) -> Tensor:
+    return step_size * threshold / torch.clamp(grad.double().abs(), min=threshold)
+
+
+def eq5(z: Tensor, grad: Tensor, gamma: Tensor, noise: Tensor, update: str = "paper") -> Tensor:
+    """`noise` is noise_scale * xi."""
+    if update == "script":
+        return z.double() + gamma * grad + gamma * noise
+    return z.double() + gamma / 2 * grad + gamma.sqrt() * noise
+
+
+# Agreement ---------------------------------------------------------------------------------------
+
+
+def ulp(x: Tensor) -> Tensor:
+    """Distance from |x| to the next larger number of its dtype."""
+    return torch.nextafter(x.abs(), torch.full_like(x, torch.inf)) - x.abs()
+
+
+def assert_step_close(
+    got: Tensor,
+    want: Tensor,
+    z: Tensor,
+    grad: Tensor,
+    gamma: Tensor,
+    noise_scale: float,
+    update: str = "paper",
+) -> None:
+    """|got - want| <= tol * (drift + noise) + 2 ulp(z), tol 1e-5 in float32 and 1e-12 in float64.
+
+    The same non-finite values must be in the same places.
+    """
+    assert got.shape == want.shape == z.shape
+    assert got.dtype == z.dtype
+    assert got.device == z.device
+    finite = want.isfinite()
+    others = got[~finite].double(), want[~finite].double()
+    torch.testing.assert_close(*others, rtol=0, atol=0, equal_nan=True)
+    tol = 1e-5 if z.dtype == torch.float32 else 1e-12
+    drift, noise = (gamma / 2, gamma.sqrt()) if update == "paper" else (gamma, gamma)
+    bound = tol * (drift * grad.abs() + noise * noise_scale).double() + 2 * ulp(z).double()
+    excess = ((got.double() - want.double()).abs() - bound)[finite]
+    assert (excess <= 0).all(), f"off by {excess.max()} beyond the bound in {(excess > 0).sum()}"
+
+
+# Test data, not from the noise under test ---------------------------------------------------------
+
+HYPER = {"threshold": 0.3, "step_size": 0.7, "noise_scale": 0.5}
+UPDATES = ["paper", "script"]
+DTYPES = [torch.float32, torch.float64]
+
+
+def random(shape: tuple[int, ...], seed: int, on: Backend, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(on.device, dtype)
+
+
+def state(
+    shape: tuple[int, ...], on: Backend, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
+    """z, a gradient on both sides of HYPER's threshold but 1e-3 away from it, and a key."""
+    z, grad = random(shape, 1, on, dtype), random(shape, 2, on, dtype) * 0.45
+    grad = torch.where((grad.abs() - 0.3).abs() < 1e-3, 0.31 * grad.sign(), grad)
+    return z, grad, sf.key(77, on.device)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x.clone(),
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(0, 3).contiguous().transpose(0, 3),
+    "permuted": lambda x: x.permute(2, 0, 3, 1).contiguous().permute(1, 3, 0, 2),
+    "sliced": lambda x: torch.stack([x, x + 1], dim=-1)[..., 0],
+    "offset": lambda x: torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape),
+    "rows": lambda x: torch.cat([x, x + 1], dim=3)[..., : x.shape[3]],
+    # torch's lazy negation: the memory holds -x.
+    "negative": lambda x: torch.complex(torch.zeros_like(x), -x).conj().imag,
+}
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

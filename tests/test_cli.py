@@ -1,0 +1,280 @@
+"""The command line, from the outside: what it prints, what it leaves, how it fails."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stanley_fast import checkpoint, cli, runs
+
+TINY = ["--steps=3", "--batch-size=8", "--iterations=4", "--evaluate-every=2"]
+COMMAND = [sys.executable, "-m", "stanley_fast"]
+
+
+@pytest.fixture(autouse=True)
+def in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")  # so that help and errors are not wrapped
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    assert cli.main(["train", "rings", "--folder", str(folder), *TINY]) == 0
+    return folder
+
+
+def fails(capsys: pytest.CaptureFixture[str], arguments: str, status: int) -> str:
+    """Runs a command that must fail with this status; its one line on stderr."""
+    assert cli.main(arguments.split()) == status
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line and "it/s" not in line]
+    assert out == ""
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_train_says_where_everything_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "gmm", "--sampler", "langevin", *TINY]) == 0
+    out = capsys.readouterr().out
+    assert "Trained 4 iterations of Langevin, step size 0.14, noise 0.15." in out
+    assert "mode_share" in out
+    folder = Path("runs/gmm-langevin-tuned")
+    assert f"Pictures: {folder / 'figure1.png'} and {folder / 'loss.png'}" in out
+    assert (folder / "figure1.png").exists()
+    assert "full experiment" not in out
+
+
+def test_the_demo_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "rings", "--preset", "demo", *TINY]) == 0
+    assert "The full experiment: stanley-fast train rings\n" in capsys.readouterr().out
+
+
+def test_options_change_the_preset() -> None:
+    options = "--preset paper --threshold 0.2 --step-size 0.5 --noise-scale 0.3 --seed 7"
+    more = "--learning-rate 0.01 --start-scale 3 --folder f"
+    assert cli.main(["train", "rings", *options.split(), *more.split(), *TINY]) == 0
+    config = runs.load_config(Path("f"))
+    assert (config.threshold, config.step_size, config.noise_scale) == (0.2, 0.5, 0.3)
+    assert (config.learning_rate, config.start_scale, config.seed) == (0.01, 3.0, 7)
+    assert (config.steps, config.batch_size, config.iterations) == (3, 8, 4)
+
+
+def test_train_does_not_touch_a_run_unasked(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = fails(capsys, f"train rings --folder {trained}", 1)
+    assert line.endswith("already holds a run: add --resume, --overwrite or another --folder")
+
+
+def test_resume_goes_on_with_the_folders_settings(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "rings", "--folder", "f", "--seed", "3"]
+    assert cli.main([*command, *TINY]) == 0
+    assert cli.main(["train", "rings", "--folder", "f", "--resume", "--iterations", "6"]) == 0
+    config = runs.load_config(Path("f"))
+    assert (config.iterations, config.steps, config.seed) == (6, 3, 3)
+    assert runs.load_learned("f").iteration == 6
+    capsys.readouterr()
+    line = fails(capsys, "train rings --folder f --resume --threshold 0.3", 2)
+    assert line == "stanley-fast: the run to resume has threshold 0.1, got 0.3"
+    line = fails(capsys, "train gmm --folder f --resume", 2)
+    assert line == "stanley-fast: the run to resume has target rings, got gmm"
+    assert runs.load_config(Path("f")) == config
+
+
+def test_overwrite_begins_anew() -> None:
+    command = ["train", "rings", "--folder", "f", *TINY]
+    assert cli.main(command) == 0
+    assert cli.main([*command, "--seed", "1", "--overwrite"]) == 0
+    assert runs.load_config(Path("f")).seed == 1
+
+
+def test_sample_leaves_samples(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert cli.main(["sample", str(trained), "--n", "500", "--folder", "s"]) == 0
+    samples = np.load("s/samples.npy")
+    assert samples.shape == (500, 2)
+    assert np.isfinite(samples).all()
+    assert Path("s/samples.png").stat().st_size > 0
+    out = capsys.readouterr().out
+    assert "500 samples after 4 iterations, by STANLEY, threshold 0.1, step size 1" in out
+    assert "ring_share" in out
+    # The same from the checkpoint itself; another seed, steps or sampler gives others.
+    for options, same in (
+        ("", True),
+        ("--seed 1", False),
+        ("--steps 4", False),
+        ("--sampler langevin", False),
+        ("--threshold 1e-9", False),
+    ):
+        file = str(trained / "checkpoint.pt")
+        command = ["sample", file, "--n", "500", "--folder", "t", *options.split()]
+        assert cli.main(command) == 0
+        assert np.array_equal(np.load("t/samples.npy"), samples) == same, options
+    assert "by Langevin, step size 0.14, noise 0.15:" in capsys.readouterr().out
+
+
+def test_sample_stands_beside_the_run(trained: Path) -> None:
+    assert cli.main(["sample", str(trained / "snapshots" / "000002.pt"), "--n", "5"]) == 0
+    assert np.load(trained / "snapshots" / "samples" / "samples.npy").shape == (5, 2)
+
+
+def test_compare_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    grid = ["--thresholds", "0.1", "0.2", "--seeds", "0", "--jobs", "1", "--folder", "c"]
+    assert cli.main(["compare", "rings", "--samplers", "stanley", *grid, *TINY]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:3]] == [["stanley", "0.1"], ["stanley", "0.2"]]
+    assert "ring_share" in lines[0]
+    assert lines[4].startswith("Left c/comparison.csv")
+    assert fails(capsys, "compare rings --folder c", 1).endswith(
+        "already holds a comparison: add --resume or choose another --folder"
+    )
+
+
+def test_doctor_says_what_runs_here(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["doctor"]) == 0
+    facts = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert torch.__version__ in facts["torch"]
+    assert facts["backend reference"].strip() == "available"
+    assert "not available: " in facts["backend cuda"]
+    assert facts["in use"].strip().endswith("for tensors on the CPU")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ("train rings --threshold -1", 2, "threshold must be positive and finite, got -1.0"),
+        ("train rings --step-size nan", 2, "step_size must be positive and finite, got nan"),
+        ("train rings --noise-scale -0.1", 2, "noise_scale must be 0 or more and finite, got -0.1"),
+        ("train rings --iterations 0", 2, "iterations must be 1 or more, got 0"),
+        (
+            "train rings --sampler langevin --threshold 1",
+            2,
+            "threshold is not a setting of langevin, got 1.0",
+        ),
+        ("train rings --resume --overwrite", 2, "resume and overwrite exclude each other"),
+        (
+            "train rings --resume --folder none",
+            1,
+            "none holds no run: there is no none/config.json",
+        ),
+        ("sample none", 1, "there is no checkpoint at none"),
+        ("sample none --n 0", 2, "n must be 1 or more, got 0"),
+        ("compare rings --seeds 1 1", 2, "seeds must be one or more, all different, got (1, 1)"),
+        ("compare rings --samplers", 2, "samplers must be one or more, all different, got ()"),
+        ("compare rings --jobs 0", 2, "jobs must be 1 or more, got 0"),
+        ("compare rings --thresholds 0", 2, "threshold must be positive and finite, got 0.0"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: str, status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fails(capsys, arguments, status) == f"stanley-fast: {message}"
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", ["", "trian", "train squares", "train rings --noise-scale x"])
+def test_options_that_do_not_parse(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments.split())
+    assert caught.value.code == 2
+    assert "stanley-fast" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("x.pt").write_bytes(b"no checkpoint")
+    assert fails(capsys, "sample x.pt", 1).startswith("stanley-fast: x.pt is ")
+
+
+def test_a_diverged_run(capsys: pytest.CaptureFixture[str]) -> None:
+    options = " ".join(TINY).replace("--iterations=4", "--iterations=99")
+    line = fails(capsys, f"train rings --folder f --learning-rate 1e4 {options}", 1)
+    assert line.startswith("stanley-fast: training diverged at iteration")
+    assert "The last good state is in f" in line
+
+
+def test_a_backend_that_cannot_run(capsys: pytest.CaptureFixture[str]) -> None:
+    environment = {**os.environ, "STANLEY_FAST_BACKEND": "nonsense"}
+    done = subprocess.run(
+        [*COMMAND, "sample", "x"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("stanley-fast: STANLEY_FAST_BACKEND: backend must be one of")
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "compare", "doctor"])
+def test_every_option_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"])
+    assert caught.value.code == 0
+    out = " ".join(capsys.readouterr().out.replace("│", " ").replace("|", " ").split())
+    assert "None" not in out
+    options = re.findall(r"(--[a-z][a-z-]*) (.*?)\(default: ", out)
+    assert len(options) == {"train": 15, "sample": 9, "compare": 15, "doctor": 0}[command]
+    for name, text in options:
+        assert len(re.findall("[A-Za-z]+", text)) >= 3, name
+
+
+# From another process -----------------------------------------------------------------------------
+
+
+def start(folder: str, *options: str) -> subprocess.Popen[str]:
+    """A training of about a second in a process of its own."""
+    command = [*COMMAND, "train", "rings", "--folder", folder, *options]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+SECOND = ["--steps=5", "--batch-size=8", "--iterations=600", "--evaluate-every=300"]
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.01)
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_says_so() -> None:
+    process = start("f", *SECOND[:2], "--iterations=100000", "--evaluate-every=100000")
+    wait_for(Path("f/checkpoint.pt"), process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == (
+        "stanley-fast: stopped; the checkpoint is f/checkpoint.pt. "
+        "Go on with: stanley-fast train rings --folder f --resume"
+    )
+    assert runs.load_learned("f").iteration < 100_000
+
+
+def test_killed_five_times_and_resumed_it_is_the_same_run() -> None:
+    assert start("whole", *SECOND).wait() == 0
+    chance = random.Random(0)
+    options = SECOND
+    for _ in range(5):
+        process = start("killed", *options)
+        before = Path("killed/checkpoint.pt")
+        wait_for(before, process)
+        time.sleep(chance.uniform(0, 2))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        options = ["--resume"]
+    assert start("killed", *options).wait() == 0
+    whole, killed = (checkpoint.load(f"{name}/checkpoint.pt") for name in ("whole", "killed"))
+    assert whole["iteration"] == killed["iteration"] == 600
+    for name, weight in whole["f"].items():
+        assert torch.equal(weight, killed["f"][name]), name
+    assert Path("whole/metrics.csv").read_bytes() == Path("killed/metrics.csv").read_bytes()

@@ -1,0 +1,161 @@
+"""Comparisons: the grid, the summary by hand, and a small one end to end."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from stanley_fast import comparison, plots, runs
+from stanley_fast.comparison import Cell, Run
+from stanley_fast.experiments import SettingsError, ToyConfig, preset
+
+STANLEY, LANGEVIN = (
+    dataclasses.replace(
+        preset("rings", name), steps=2, batch_size=4, iterations=4, evaluate_every=2
+    )
+    for name in ("stanley", "langevin")
+)
+
+
+def cell(config: ToyConfig, *shares: float | None) -> Cell:
+    """A cell whose runs ended with these shares on a ring; None diverged after iteration 2."""
+    made = []
+    for share in shares:
+        figures = {2: {"ring_share": 0.5, "ring_share_floor": 0.99}}
+        if share is not None:
+            figures[4] = {"ring_share": share, "ring_share_floor": 0.99}
+        made.append(Run(Path("nowhere"), figures, 3 if share is None else None))
+    return Cell(config, tuple(made))
+
+
+def test_grid_is_every_combination() -> None:
+    cells = comparison.grid([STANLEY, LANGEVIN], (0.1, 0.2), (0.5, 1.0), (0.3,))
+    assert [(c.sampler, c.threshold, c.step_size, c.noise_scale) for c in cells] == [
+        ("stanley", 0.1, 0.5, 0.3),
+        ("stanley", 0.1, 1.0, 0.3),
+        ("stanley", 0.2, 0.5, 0.3),
+        ("stanley", 0.2, 1.0, 0.3),
+        ("langevin", None, 0.5, 0.3),
+        ("langevin", None, 1.0, 0.3),
+    ]
+    assert comparison.grid([STANLEY, LANGEVIN]) == [STANLEY, LANGEVIN]
+
+
+def test_grid_refuses_bad_values() -> None:
+    with pytest.raises(SettingsError, match="threshold must be positive"):
+        comparison.grid([STANLEY], (0.1, -1.0))
+
+
+def test_runs_have_names_of_their_own() -> None:
+    cells = comparison.grid([STANLEY, LANGEVIN], (0.1, 0.2), (0.5, 1.0), (0.3, 0.4))
+    names = {comparison.run_name(dataclasses.replace(c, seed=s)) for c in cells for s in (0, 1)}
+    assert len(names) == 2 * len(cells) == 24
+
+
+def test_summary_is_mean_and_sd_over_the_runs_that_came_so_far() -> None:
+    cells = [cell(STANLEY, 0.9, 0.8, 0.7), cell(LANGEVIN, 0.6, None), cell(LANGEVIN, None)]
+    stanley, langevin, none = comparison.summary(cells, 4)
+    assert stanley == {
+        "sampler": "stanley",
+        "threshold": 0.1,
+        "step_size": 1.0,
+        "noise_scale": 0.15,
+        "iteration": 4,
+        "runs": 3,
+        "diverged": 0,
+        "ring_share": pytest.approx(0.8),
+        "ring_share_sd": pytest.approx(0.1),
+        "ring_share_floor": pytest.approx(0.99),
+    }
+    assert (langevin["runs"], langevin["diverged"], langevin["ring_share"]) == (1, 1, 0.6)
+    assert "ring_share_sd" not in langevin
+    assert (none["runs"], none["diverged"]) == (0, 1)
+    assert "ring_share" not in none
+    assert [row["ring_share"] for row in comparison.summary(cells, 2)] == [0.5, 0.5, 0.5]
+
+
+def test_table_marks_diverged_cells() -> None:
+    lines = comparison.table([cell(STANLEY, 0.9, 0.8), cell(LANGEVIN, 0.6, None)]).splitlines()
+    assert lines[0].split() == ["sampler", "threshold", "step", "size", "noise", "ring_share"]
+    assert lines[1].split() == ["stanley", "0.1", "1", "0.15", "0.850", "±", "0.071"]
+    assert lines[2].split() == ["langevin", "0.14", "0.15", "0.600", "1", "of", "2", "diverged"]
+    assert lines[3].split() == ["true", "samples", "0.990"]
+
+
+def test_table_when_everything_diverged() -> None:
+    lines = comparison.table([cell(STANLEY, None)]).splitlines()
+    assert lines[1].split() == ["stanley", "0.1", "1", "0.15", "1", "of", "1", "diverged"]
+
+
+def test_best_prefers_cells_without_divergence() -> None:
+    fine, finer, broken = cell(STANLEY, 0.7, 0.9), cell(STANLEY, 0.85), cell(STANLEY, 0.99, None)
+    assert comparison.best([fine, finer, broken]) is finer
+    assert comparison.best([broken, cell(STANLEY, None, None)]) is broken
+
+
+def test_heat_map_has_noise_down_and_threshold_or_step_size_across(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[plots.Heat] = []
+    monkeypatch.setattr(plots, "heat_map", lambda path, quantity, heats: drawn.extend(heats))
+    configs = comparison.grid([STANLEY, LANGEVIN], (0.2, 0.1), (1.0,), (0.3, 0.15))
+    shares = (0.91, 0.92, 0.93, None, 0.95, 0.96)
+    cells = [cell(c, share) for c, share in zip(configs, shares, strict=True)]
+    comparison.draw_heat_map(cells, tmp_path / "h.png")
+    stanley, langevin = drawn
+    assert (stanley.title, langevin.title) == ("STANLEY, step size 1", "Langevin")
+    assert stanley.rows == ("noise scale", ["0.15", "0.3"])
+    assert stanley.columns == ("threshold", ["0.1", "0.2"])
+    want = torch.tensor([[math.nan, 0.92], [0.93, 0.91]])
+    torch.testing.assert_close(stanley.values, want, equal_nan=True)
+    assert langevin.columns == ("step size", ["1"])
+    torch.testing.assert_close(langevin.values, torch.tensor([[0.96], [0.95]]))
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Cell]]:
+    """Two samplers, two seeds, two processes; Langevin cannot but diverge."""
+    folder = tmp_path_factory.mktemp("comparison")
+    configs = [STANLEY, dataclasses.replace(LANGEVIN, step_size=1e25)]
+    return folder, comparison.compare(configs, (0, 1), folder, jobs=2, progress=False)
+
+
+def test_a_comparison_leaves_its_files(compared: tuple[Path, list[Cell]]) -> None:
+    folder, _ = compared
+    for name in ("comparison.csv", "figure1.png", "heat_map.png"):
+        assert (folder / name).stat().st_size > 0
+    with (folder / "comparison.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    stanley = [row for row in rows if row["sampler"] == "stanley"]
+    assert [(row["iteration"], row["runs"]) for row in stanley] == [("2", "2"), ("4", "2")]
+    assert all(float(row["ring_share_sd"]) > 0 for row in stanley)
+    langevin = [row for row in rows if row["sampler"] == "langevin"]
+    assert [(row["runs"], row["diverged"], row["ring_share"]) for row in langevin] == [
+        ("0", "2", "")
+    ] * 2
+
+
+def test_a_comparisons_runs_are_ordinary_runs(
+    compared: tuple[Path, list[Cell]], tmp_path: Path
+) -> None:
+    folder, (stanley, langevin) = compared
+    assert [run.diverged for run in stanley.runs] == [None, None]
+    assert [run.diverged for run in langevin.runs] == [1, 1]
+    config = dataclasses.replace(STANLEY, seed=1)
+    runs.train(config, tmp_path, progress=False)
+    theirs = folder / comparison.run_name(config)
+    assert (theirs / "metrics.csv").read_bytes() == (tmp_path / "metrics.csv").read_bytes()
+
+
+def test_a_comparison_is_resumed_with_more_seeds(compared: tuple[Path, list[Cell]]) -> None:
+    folder, (before, _) = compared
+    with pytest.raises(FileExistsError, match="already holds a comparison"):
+        comparison.compare([STANLEY], (0, 2), folder, progress=False)
+    (after,) = comparison.compare([STANLEY], (0, 2), folder, resume=True, progress=False)
+    assert after.runs[0] == before.runs[0]
+    assert after.runs[1].figures.keys() == {2, 4}

@@ -1,0 +1,283 @@
+"""Each sampler's settings do what they say, and the chains have the law the equations give them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import stanley_fast as sf
+from stanley_fast import reference
+from stanley_fast.chain import sample
+from stanley_fast.samplers import Langevin, Sampler, Stanley
+
+SHAPE = (5, 3, 2, 2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """On arrays this small a second thread only costs time, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def z() -> Tensor:
+    return sf.normal(SHAPE, sf.key(1), stream=2)
+
+
+@pytest.fixture
+def grad() -> Tensor:
+    """Sizes from far below to far above the threshold used here, 0.3."""
+    return 0.5 * sf.normal(SHAPE, sf.key(2), stream=2)
+
+
+KEY = sf.key(7)
+
+
+def step(sampler: Sampler, z: Tensor, grad: Tensor, first_grad: Tensor | None = None) -> Tensor:
+    state = sampler.init(z, grad if first_grad is None else first_grad)
+    return sampler.step(z, grad, state, KEY, 3)
+
+
+def close(got: Tensor, wanted: Tensor) -> bool:
+    """DESIGN's tolerance between backends, with room for gamma's own rounding."""
+    return torch.allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def eq5(z: Tensor, grad: Tensor, gamma: Tensor | float, noise_scale: float) -> Tensor:
+    """Eq. 5, written out."""
+    gamma = torch.as_tensor(gamma)
+    xi = reference.normal(z.shape, KEY, 3, dtype=z.dtype)
+    return z + gamma / 2 * grad + gamma.sqrt() * noise_scale * xi
+
+
+def eq4(size: Tensor, threshold: float, step_size: float) -> Tensor:
+    """Eq. 4, written out."""
+    return step_size * threshold / size.clamp_min(threshold)
+
+
+def test_stanley_is_eqs_4_and_5(z: Tensor, grad: Tensor) -> None:
+    got = step(Stanley(0.3, 0.7, 0.2), z, grad)
+    assert close(got, eq5(z, grad, eq4(grad.abs(), 0.3, 0.7), 0.2))
+
+
+@pytest.mark.parametrize(("norm", "dims"), [("channel", (1,)), ("sample", (1, 2, 3))])
+def test_norms(z: Tensor, grad: Tensor, norm: str, dims: tuple[int, ...]) -> None:
+    got = step(Stanley(0.3, 0.7, 0.2, norm=norm), z, grad)
+    size = grad.square().sum(dims, keepdim=True).sqrt()
+    assert size.shape == ((5, 1, 2, 2) if norm == "channel" else (5, 1, 1, 1))
+    assert close(got, eq5(z, grad, eq4(size, 0.3, 0.7), 0.2))
+
+
+def test_sample_norm_of_one_dimensional_states_is_the_element() -> None:
+    z, grad = torch.zeros(4), torch.tensor([0.1, -0.5, 2.0, 0.0])
+    assert torch.equal(step(Stanley(0.3, norm="sample"), z, grad), step(Stanley(0.3), z, grad))
+
+
+@pytest.mark.parametrize("norm", ["element", "channel", "sample"])
+def test_frozen_takes_the_first_gradient(z: Tensor, grad: Tensor, norm: str) -> None:
+    first = grad.flip(0) * 3
+    got = step(Stanley(0.3, 0.7, 0.2, norm=norm, stepsize="frozen"), z, grad, first)
+    dims = {"element": (), "channel": (1,), "sample": (1, 2, 3)}[norm]
+    size = first.square().sum(dims, keepdim=True).sqrt() if dims else first.abs()
+    assert close(got, eq5(z, grad, eq4(size, 0.3, 0.7), 0.2))
+    adaptive = step(Stanley(0.3, 0.7, 0.2, norm=norm), z, grad)
+    assert not close(got, adaptive)
+
+
+@pytest.mark.parametrize("settings", [{}, {"norm": "channel"}, {"stepsize": "frozen"}])
+def test_script_update(z: Tensor, grad: Tensor, settings: dict[str, str]) -> None:
+    got = step(Stanley(0.3, 0.7, 0.2, update="script", **settings), z, grad)
+    size = (
+        grad.square().sum(1, keepdim=True).sqrt()
+        if settings.get("norm") == "channel"
+        else grad.abs()
+    )
+    gamma = eq4(size, 0.3, 0.7)
+    xi = reference.normal(z.shape, KEY, 3)
+    assert close(got, z + gamma * grad + gamma * 0.2 * xi)
+
+
+def test_langevin_is_eq_5_with_one_stepsize(z: Tensor, grad: Tensor) -> None:
+    assert close(step(Langevin(0.14, 0.2), z, grad), eq5(z, grad, 0.14, 0.2))
+
+
+def test_langevin_grad_clamp(z: Tensor, grad: Tensor) -> None:
+    got = step(Langevin(0.5, 0.2, grad_clamp=0.1), z, grad)
+    assert close(got, eq5(z, grad.clamp(-0.1, 0.1), 0.5, 0.2))
+    assert not close(got, eq5(z, grad, 0.5, 0.2))
+
+
+SAMPLERS = [
+    Stanley(0.3, 0.7, 0.2),
+    Stanley(0.3, 0.7, 0.2, stepsize="frozen", norm="sample"),
+    Stanley(0.3, norm="channel", update="script"),
+    Langevin(0.14, 0.2, grad_clamp=0.4),
+]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+def test_in_place_is_the_same_step(sampler: Sampler, z: Tensor, grad: Tensor) -> None:
+    state = sampler.init(z, grad)
+    wanted, kept = sampler.step(z, grad, state, KEY, 3), z.clone()
+    assert torch.equal(z, kept)
+    got = sampler.step(z, grad, state, KEY, 3, inplace=True)
+    assert got.data_ptr() == z.data_ptr()
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+def test_clamp(sampler: Stanley | Langevin, z: Tensor, grad: Tensor) -> None:
+    free = step(sampler, z, grad)
+    assert free.min() < -0.5
+    assert free.max() > 0.25
+    bounded = step(dataclasses.replace(sampler, clamp=(-0.5, 0.25)), z, grad)
+    assert torch.equal(bounded, free.clamp(-0.5, 0.25))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+def test_parts_have_the_noise_of_the_whole(sampler: Sampler, z: Tensor, grad: Tensor) -> None:
+    whole = step(sampler, z, grad)
+    n = z[:2].numel()
+    for rows, first in ((slice(0, 2), 0), (slice(2, 5), n)):
+        state = sampler.init(z[rows], grad[rows])
+        part = sampler.step(z[rows], grad[rows], state, KEY, 3, first=first, total=z.numel())
+        assert torch.equal(part, whole[rows])
+
+
+def test_stats_of_stanley(grad: Tensor) -> None:
+    stats = Stanley(0.3, 0.7).stats(grad, None)
+    assert float(stats["at_max_stepsize"]) == pytest.approx(
+        (grad.abs() <= 0.3).float().mean().item()
+    )
+    assert float(stats["stepsize"]) == pytest.approx(
+        eq4(grad.abs(), 0.3, 0.7).mean().item(), rel=1e-5
+    )
+
+
+def test_stats_of_frozen_stanley_are_of_the_first_gradient(z: Tensor, grad: Tensor) -> None:
+    sampler = Stanley(0.3, 0.7, norm="sample", stepsize="frozen")
+    first = torch.cat([grad[:1] * 1e-3, grad[1:] * 1e3])  # one chain in five below the threshold
+    stats = sampler.stats(grad, sampler.init(z, first))
+    assert float(stats["at_max_stepsize"]) == pytest.approx(0.2)
+    size = first.square().sum((1, 2, 3)).sqrt()
+    assert float(stats["stepsize"]) == pytest.approx(eq4(size, 0.3, 0.7).mean().item(), rel=1e-5)
+
+
+def test_stats_of_langevin(grad: Tensor) -> None:
+    stats = Langevin(0.14).stats(grad, None)
+    assert {name: float(v) for name, v in stats.items()} == {
+        "stepsize": pytest.approx(0.14),
+        "at_max_stepsize": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: Stanley(0.0), "threshold"),
+        (lambda: Stanley(-1.0), "threshold"),
+        (lambda: Stanley(math.nan), "threshold"),
+        (lambda: Stanley(math.inf), "threshold"),
+        (lambda: Stanley(0.1, 0.0), "step_size"),
+        (lambda: Stanley(0.1, -1.0), "step_size"),
+        (lambda: Stanley(0.1, 1.0, -0.1), "noise_scale"),
+        (lambda: Stanley(0.1, 1.0, math.nan), "noise_scale"),
+        (lambda: Stanley(0.1, stepsize="fixed"), "stepsize"),
+        (lambda: Stanley(0.1, norm="pixel"), "norm"),
+        (lambda: Stanley(0.1, update="author"), "update"),
+        (lambda: Stanley(0.1, clamp=(1.0, -1.0)), "clamp"),
+        (lambda: Stanley(0.1, clamp=(math.nan, 1.0)), "clamp"),
+        (lambda: Langevin(0.0), "step_size"),
+        (lambda: Langevin(math.nan), "step_size"),
+        (lambda: Langevin(0.1, -1.0), "noise_scale"),
+        (lambda: Langevin(0.1, grad_clamp=0.0), "grad_clamp"),
+        (lambda: Langevin(0.1, clamp=(1.0, 0.0)), "clamp"),
+    ],
+)
+def test_bad_settings(make: object, name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be .*got"):
+        make()
+
+
+def test_channel_norm_needs_channels() -> None:
+    with pytest.raises(ValueError, match=r"norm='channel' needs .*\[4\]"):
+        Stanley(0.1, norm="channel").init(torch.zeros(4), torch.zeros(4))
+
+
+def test_samplers_are_values() -> None:
+    assert Stanley(0.1) == Stanley(0.1, 1.0, 1.0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Stanley(0.1).threshold = 1.0
+
+
+# The law of the chains, for f = log N(0, 1).
+
+
+def standard_normal(z: Tensor) -> Tensor:
+    return -z.square().sum(1) / 2
+
+
+def variance_after(sampler: Sampler, steps: int, chains: int) -> tuple[float, float]:
+    """Of the last states of independent chains, and its standard error."""
+    start = sf.normal((chains, 1), sf.key(3), stream=2)
+    z = sample(standard_normal, start, sampler, steps, key=sf.key(4)).z.double()
+    squares = z.square()
+    return squares.mean().item(), squares.std().item() / math.sqrt(chains)
+
+
+def stanley_limit_variance(threshold: float) -> float:
+    """Of exp(f) * max(th, |f'|), the law for small steps: Eq. 5 lacks a div(gamma) term."""
+    z = torch.linspace(-12, 12, 24_001, dtype=torch.float64)
+    density = torch.exp(-z.square() / 2) * z.abs().clamp_min(threshold)
+    return float((density * z.square()).sum() / density.sum())
+
+
+def stanley_variance(threshold: float, step_size: float) -> float:
+    """Of Eq. 5's stationary law at a finite step size: its kernel on a grid, to a high power."""
+    z = torch.linspace(-8, 8, 801, dtype=torch.float64)
+    gamma = step_size * threshold / z.abs().clamp_min(threshold)
+    mean = z - gamma / 2 * z
+    kernel = torch.exp(-(z - mean[:, None]).square() / (2 * gamma[:, None]))
+    kernel /= kernel.sum(1, keepdim=True)
+    for _ in range(14):
+        kernel = kernel @ kernel
+    return float((kernel[400] * z.square()).sum())
+
+
+def test_stanley_samples_its_closed_form_limit_law() -> None:
+    limit = stanley_limit_variance(0.5)
+    assert limit == pytest.approx(1.786, abs=1e-3)  # and not 1, the variance under exp(f)
+    bias = []
+    for step_size in (0.2, 0.05):
+        exact = stanley_variance(0.5, step_size)
+        # 100 units of time, some 20 relaxation times: the start is forgotten.
+        got, error = variance_after(Stanley(0.5, step_size), int(100 / step_size), 100_000)
+        assert abs(got - exact) < 4 * error  # error: about 0.0065
+        bias.append(exact - limit)
+    # First order: a step a quarter as large, a bias a quarter as large.
+    assert bias[0] == pytest.approx(0.060, abs=2e-3)
+    assert bias[1] == pytest.approx(bias[0] / 4, rel=0.05)
+
+
+@pytest.mark.parametrize("gamma", [0.2, 1.0])
+def test_langevin_bias_at_a_fixed_stepsize(gamma: float) -> None:
+    """z' = (1 - gamma/2) z + sqrt(gamma) xi has variance 1 / (1 - gamma/4)."""
+    wanted, chains = 1 / (1 - gamma / 4), 200_000
+    got, _ = variance_after(Langevin(gamma), int(30 / gamma), chains)
+    # The variance of a Gaussian's sample variance is 2 / n. The start's share of it is e^-30.
+    assert abs(got - wanted) < 4 * wanted * math.sqrt(2 / chains)  # 0.013 of wanted
+
+
+def test_noise_scale_is_a_temperature() -> None:
+    """With noise_scale e, Langevin's law is exp(f / e^2): variance e^2 / (1 - gamma/4)."""
+    wanted, chains = 0.25 / (1 - 0.2 / 4), 100_000
+    got, _ = variance_after(Langevin(0.2, 0.5), 150, chains)
+    assert abs(got - wanted) < 4 * wanted * math.sqrt(2 / chains)
