@@ -258,7 +258,7 @@ class Compare(_Training, _Target):
             raise FileExistsError(f"{error}: add --resume or choose another --folder") from None
         except KeyboardInterrupt:
             raise _Interrupted(
-                f"stopped; the runs so far are in {folder}. Go on with the same command --resume"
+                f"stopped; the runs so far are in {folder}. Go on: the same command and --resume"
             ) from None
         print(comparison.table(done))
         print(

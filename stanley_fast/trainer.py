@@ -32,9 +32,9 @@ BLOCKS_PER_ITERATION = 2**32
 
 
 class DivergedError(RuntimeError):
-    """Training left the finite numbers or its bound.
+    """Training left the finite numbers or its bound, at `iteration`.
 
-    `iteration` is the one that failed, `last_good` the checkpoint to go back to, if there is one.
+    `last_good` is the checkpoint to go back to, if there is one.
     """
 
     def __init__(self, iteration: int, message: str, last_good: Path | None) -> None:
@@ -52,7 +52,8 @@ class Trainer:
             or data(n, key) -> (n, ...).
         sampler: `Stanley(...)` or `Langevin(...)`.
         start: where chains start: `NoiseStart`, `DataStart` or `ReplayBuffer`.
-        optimizer: a torch optimizer of f's parameters, or parameters -> optimizer.
+        optimizer: a torch optimizer of f's parameters, or parameters -> optimizer; any that steps
+            without a closure.
         steps: K, transitions per iteration.
         batch_size: m = M, observations and chains per iteration.
         key: int64 (2,); it alone decides data, starts and noise. Not changed.
@@ -188,13 +189,13 @@ class Trainer:
         try:
             chain = sample(self.f, z0, self.sampler, self.steps, key=self.chain_key, record=record)
         except NonFiniteError as error:
-            raise self._diverged(str(error)) from error
+            raise self._diverged(self.iteration + 1, str(error)) from error
         # Line 9: the gradient of -log p; observations and chains in one forward pass.
-        f = self.f(torch.cat([x, chain.z]))
-        f_data, f_chain = f[: len(x)].mean(), f[len(x) :].mean()
+        values = self.f(torch.cat([x, chain.z]))
+        f_data, f_chain = values[: len(x)].mean(), values[len(x) :].mean()
         loss = f_chain - f_data
         if self.energy_l2:
-            loss = loss + self.energy_l2 * f.square().mean()
+            loss = loss + self.energy_l2 * values.square().mean()
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
@@ -225,17 +226,16 @@ class Trainer:
 
     def _check(self, metrics: dict[str, float]) -> None:
         if not all(map(math.isfinite, metrics.values())):
-            values = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
-            raise self._diverged(f"NaN or infinity among {values}")
+            figures = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
+            raise self._diverged(self.iteration + 1, f"NaN or infinity among {figures}")
         if abs(metrics["gap"]) > self.max_gap:
-            raise self._diverged(
-                f"the energy gap {metrics['gap']:.4g} is beyond max_gap = {self.max_gap:g}"
-            )
+            what = f"the energy gap {metrics['gap']:.4g} is beyond max_gap = {self.max_gap:g}"
+            raise self._diverged(self.iteration + 1, what)
 
-    def _diverged(self, what: str) -> DivergedError:
+    def _diverged(self, iteration: int, what: str) -> DivergedError:
         """Writes the state before the failed iteration, if it is good; says what to try."""
         last_good = self._checkpoint_path()
-        if last_good is not None and self._is_finite():
+        if last_good is not None and iteration > self.iteration and self._is_finite():
             last_good = last_good.with_name("last_good.pt")
             checkpoint.save(last_good, self.state_dict())
         where = "" if last_good is None else f" The last good state is in {last_good}."
@@ -246,9 +246,9 @@ class Trainer:
             "step_size * threshold / 2)"
         )
         return DivergedError(
-            self.iteration + 1,
-            f"training diverged at iteration {self.iteration + 1}: {what}.{where} Try a smaller "
-            f"learning rate, grad_clip, energy_l2, or of the sampler: {method}.",
+            iteration,
+            f"training diverged at iteration {iteration}: {what}.{where} Try a smaller learning "
+            f"rate, grad_clip, energy_l2, or of the sampler: {method}.",
             last_good,
         )
 
@@ -265,7 +265,10 @@ class Trainer:
         """A row of metrics.csv, if one is due."""
         figures = self.metrics if self.iteration % self.log_every == 0 else {}
         if self.evaluate is not None and self.iteration % self.evaluate_every == 0:
-            figures = {**self.metrics, **self.evaluate(self)}
+            try:
+                figures = {**self.metrics, **self.evaluate(self)}
+            except NonFiniteError as error:
+                raise self._diverged(self.iteration, f"evaluation: {error}") from error
         if figures:
             log.write(self.iteration, figures)
 
@@ -273,7 +276,7 @@ class Trainer:
         """Writes folder/checkpoint.pt, if there is a folder. Only good states are written."""
         path = self._checkpoint_path()
         if not self._is_finite():
-            raise self._diverged("a parameter is NaN or infinite")
+            raise self._diverged(self.iteration, "a parameter is NaN or infinite")
         if path is not None:
             checkpoint.save(path, self.state_dict())
 

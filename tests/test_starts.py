@@ -150,6 +150,13 @@ def test_fill_slots_and_fresh_starts_use_different_noise() -> None:
     assert len(everything.unique()) == len(everything)
 
 
+def test_the_choice_of_slots_says_nothing_of_the_states_in_them() -> None:
+    z = ReplayBuffer(2_000, fresh_share=0.0).start(100, sf.key(0), torch.zeros(1, 1))
+    # 100 standard normals.
+    assert abs(z.mean()) < 4 / math.sqrt(100)
+    assert abs(z.std() - 1) < 4 / math.sqrt(200)
+
+
 def test_buffer_goes_on_from_its_state() -> None:
     one = ReplayBuffer(30, fresh_share=0.2)
     one.update(one.start(10, sf.key(0), POINTS) + 1)

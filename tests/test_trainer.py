@@ -512,6 +512,14 @@ def test_kill_9_at_five_random_moments(tmp_path: Path, runs: Runs) -> None:
 # Interrupts ----------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def default_handler() -> Iterator[None]:
+    """Python's own, which a process started in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Interrupted(MLPEnergy):
     """Sends Ctrl-C to its own process, `times` times, at a forward pass in mid-iteration."""
 
@@ -531,6 +539,7 @@ class Interrupted(MLPEnergy):
 IN_13 = 12 * (K + 1) + 3
 
 
+@pytest.mark.usefixtures("default_handler")
 def test_interrupt_writes_the_last_complete_iteration(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -550,6 +559,7 @@ def test_interrupt_writes_the_last_complete_iteration(
     assert torch.equal(weights(resumed.f), weights(whole.f))
 
 
+@pytest.mark.usefixtures("default_handler")
 def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     torch.manual_seed(0)
     trainer = make(Interrupted(IN_13, 2), folder=tmp_path)
@@ -665,11 +675,36 @@ def test_a_step_that_ruins_the_parameters_writes_nothing(tmp_path: Path) -> None
     trainer.fit(9)
     for group in trainer.optimizer.param_groups:
         group["lr"] = math.inf
-    with pytest.raises(DivergedError, match="a parameter is NaN or infinite") as caught:
+    with pytest.raises(DivergedError, match="at iteration 10: a parameter is NaN") as caught:
         trainer.fit(20)
     assert caught.value.last_good == tmp_path / "checkpoint.pt"
     assert checkpoint.load(tmp_path / "checkpoint.pt")["iteration"] == 9
     assert not (tmp_path / "last_good.pt").exists()
+
+
+def test_a_step_that_ruins_the_parameters_between_checkpoints(tmp_path: Path) -> None:
+    """Seen by the next iteration's chain, when the state before it is no good either."""
+    trainer = make(folder=tmp_path, checkpoint_every=5)
+    trainer.fit(6)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = math.inf
+    with pytest.raises(DivergedError, match="at iteration 8: NaN or infinity at step 0") as caught:
+        trainer.fit(20)
+    assert caught.value.last_good == tmp_path / "checkpoint.pt"
+    assert not (tmp_path / "last_good.pt").exists()
+
+
+def test_an_evaluation_whose_chains_diverge(tmp_path: Path) -> None:
+    def evaluate(trainer: Trainer) -> dict[str, float]:
+        if trainer.iteration == 12:
+            sample(lambda z: math.nan * z.sum(1), torch.zeros(3, 2), Stanley(0.1), 1)
+        return {"quality": 1.0}
+
+    trainer = make(folder=tmp_path, evaluate=evaluate, evaluate_every=6)
+    with pytest.raises(DivergedError, match="at iteration 12: evaluation: NaN or inf") as caught:
+        trainer.fit(20)
+    assert caught.value.last_good == tmp_path / "checkpoint.pt"
+    assert checkpoint.load(tmp_path / "checkpoint.pt")["iteration"] == 10
 
 
 def test_data_that_are_not_finite() -> None:

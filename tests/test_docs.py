@@ -1,0 +1,42 @@
+"""What the documentation tells people to type works as written."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import stanley_fast as sf
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def readme_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_readme_sampler() -> None:
+    torch.manual_seed(0)
+    scope: dict[str, object] = {}
+    exec(readme_blocks()[0], scope)
+    radius = scope["out"].z.norm(dim=1)  # type: ignore[attr-defined]
+    # True samples are within 3 sd of a ring with probability 0.9973; leave room for the step's bias.
+    assert ((radius - radius.round()).abs() < 0.45).float().mean() > 0.95
+    assert set(radius.round().int().tolist()) >= {1, 2, 3, 4}
+
+
+def test_readme_own_loop() -> None:
+    f, key, steps = sf.Rings(), sf.key(0), 3
+    z = torch.ones(5, 2, requires_grad=True)
+    exec(readme_blocks()[1], {"torch": torch, "sf": sf, "f": f, "z": z, "key": key, "steps": steps})
+    assert (z != 1).all()
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_example_runs(example: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, str(example)], check=True, cwd=tmp_path)
