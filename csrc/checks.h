@@ -5,7 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <cmath>
+#include <limits>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -67,12 +67,15 @@ inline void on_same_device(const char* what, const Tensor& tensor, const Tensor&
     fail(what, " must be on z's device ", device(z), ", got ", device(tensor));
 }
 
-inline void floating(const char* what, ScalarType type) {
+inline void floating(const char* what, const Tensor& tensor) {
+  if (!tensor.defined()) fail(what, " must be a tensor, got None");
+  const ScalarType type = tensor.scalar_type();
   if (type != ScalarType::Float && type != ScalarType::Double)
     fail(what, " must be float32 or float64, got ", name(type));
 }
 
 inline void same(const char* what, const Tensor& tensor, const Tensor& z) {
+  if (!tensor.defined()) fail(what, " must be a tensor, got None");
   if (!same_shape(tensor, z))
     fail(what, " must have z's shape ", shape(z), ", got ", shape(tensor));
   if (tensor.scalar_type() != z.scalar_type())
@@ -81,11 +84,19 @@ inline void same(const char* what, const Tensor& tensor, const Tensor& z) {
   on_same_device(what, tensor, z);
 }
 
-inline void positive(const char* what, double value) {
-  if (!(value > 0 && std::isfinite(value))) fail(what, " must be positive and finite, got ", value);
+// Positive and finite as z's type has it: in float32 1e-50 is 0 and 1e50 is infinite.
+inline void positive(const char* what, double value, ScalarType type) {
+  const bool single = type == ScalarType::Float;
+  const double least =
+      single ? std::numeric_limits<float>::denorm_min() : std::numeric_limits<double>::denorm_min();
+  const double most =
+      single ? std::numeric_limits<float>::max() : std::numeric_limits<double>::max();
+  if (!(least <= value && value <= most))
+    fail(what, " must be positive and finite in ", name(type), ", got ", value);
 }
 
 inline void key(const Tensor& key) {
+  if (!key.defined()) fail("key must be a tensor, got None");
   if (key.scalar_type() != ScalarType::Long || key.dim() != 1 || key.size(0) != 2)
     fail("key must be an int64 tensor of shape (2,), as stanley_fast.key makes it, got ",
          name(key.scalar_type()), " ", shape(key));
@@ -105,6 +116,7 @@ inline int64_t part(int64_t n, int64_t first, std::optional<int64_t> total) {
 }
 
 inline void gamma(const Tensor& gamma, const Tensor& z) {
+  if (!gamma.defined()) fail("gamma must be a tensor, got None");
   if (gamma.scalar_type() != z.scalar_type())
     fail("gamma must have z's dtype ", name(z.scalar_type()), ", got ", name(gamma.scalar_type()));
   on_same_device("gamma", gamma, z);
@@ -117,11 +129,13 @@ inline void gamma(const Tensor& gamma, const Tensor& z) {
 
 inline void step(const Tensor& z, const Tensor& grad, const Tensor& key, double noise_scale,
                  double lo, double hi) {
-  floating("z", z.scalar_type());
+  floating("z", z);
   same("grad", grad, z);
   checks::key(key);
   on_same_device("key", key, z);
-  if (!(noise_scale >= 0 && std::isfinite(noise_scale)))
+  const double most = z.scalar_type() == ScalarType::Float ? std::numeric_limits<float>::max()
+                                                           : std::numeric_limits<double>::max();
+  if (!(noise_scale >= 0 && noise_scale <= most))
     fail("noise_scale must be 0 or more and finite, got ", noise_scale);
   if (!(lo <= hi)) fail("clamp must be (lo, hi) with lo <= hi, got (", lo, ", ", hi, ")");
 }

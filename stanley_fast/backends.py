@@ -64,7 +64,13 @@ def vector_level() -> str:
         raise RuntimeError(f"backend 'cpp' is not available: {reason}")
     function = ctypes.CDLL(str(LIBRARY)).stanley_fast_vector_level
     function.restype = ctypes.c_char_p
-    return str(function().decode())
+    level = function()
+    if level is None:
+        raise RuntimeError(
+            "STANLEY_FAST_VECTOR must be a vector level that this CPU has, got "
+            f"{os.environ.get('STANLEY_FAST_VECTOR')!r}"
+        )
+    return str(level.decode())
 
 
 @contextlib.contextmanager

@@ -7,6 +7,9 @@ elements can afford them; these serve the reference and shape inference under to
 from __future__ import annotations
 
 import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,38 +17,60 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.float64)
 
 
+def size(shape: Sequence[int]) -> int:
+    """The number of elements of `shape`."""
+    if any(extent < 0 for extent in shape):
+        raise RuntimeError(f"shape must have no negative sizes, got {tuple(shape)}")
+    return math.prod(shape)
+
+
+def tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise RuntimeError(f"{name} must be a tensor, got {value!r}")
+
+
 def key(key: Tensor) -> None:
-    if not isinstance(key, Tensor) or key.dtype != torch.int64 or tuple(key.shape) != (2,):
-        got = f"{key.dtype} {tuple(key.shape)}" if isinstance(key, Tensor) else repr(key)
+    tensor("key", key)
+    if key.dtype != torch.int64 or tuple(key.shape) != (2,):
         raise RuntimeError(
-            f"key must be an int64 tensor of shape (2,), as stanley_fast.key makes it, got {got}"
+            "key must be an int64 tensor of shape (2,), as stanley_fast.key makes it, got "
+            f"{key.dtype} {list(key.shape)}"
         )
 
 
-def positive(name: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise RuntimeError(f"{name} must be positive and finite, got {value}")
+def positive(name: str, value: float, dtype: torch.dtype) -> None:
+    """Positive and finite as `dtype` has it: in float32 1e-50 is 0 and 1e50 is infinite."""
+    info = torch.finfo(dtype)
+    least = info.smallest_normal * info.eps
+    if not (_is_number(value) and least <= value <= info.max):
+        raise RuntimeError(f"{name} must be positive and finite in {dtype}, got {value!r}")
 
 
-def floating(name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in DTYPES:
-        raise RuntimeError(f"{name} must be float32 or float64, got {tensor.dtype}")
+def _is_number(value: object) -> bool:
+    return isinstance(value, (numbers.Real, torch.SymFloat))
 
 
-def same(name: str, tensor: Tensor, like: Tensor) -> None:
-    """`tensor` must agree with z in shape, dtype and device."""
-    if tensor.shape != like.shape:
+def floating(name: str, value: Tensor) -> None:
+    tensor(name, value)
+    if value.dtype not in DTYPES:
+        raise RuntimeError(f"{name} must be float32 or float64, got {value.dtype}")
+
+
+def same(name: str, value: Tensor, like: Tensor) -> None:
+    """`value` must agree with z in shape, dtype and device."""
+    tensor(name, value)
+    if value.shape != like.shape:
         raise RuntimeError(
-            f"{name} must have z's shape {list(like.shape)}, got {list(tensor.shape)}"
+            f"{name} must have z's shape {list(like.shape)}, got {list(value.shape)}"
         )
-    if tensor.dtype != like.dtype:
-        raise RuntimeError(f"{name} must have z's dtype {like.dtype}, got {tensor.dtype}")
-    on_same_device(name, tensor, like)
+    if value.dtype != like.dtype:
+        raise RuntimeError(f"{name} must have z's dtype {like.dtype}, got {value.dtype}")
+    on_same_device(name, value, like)
 
 
-def on_same_device(name: str, tensor: Tensor, like: Tensor) -> None:
-    if tensor.device != like.device:
-        raise RuntimeError(f"{name} must be on z's device {like.device}, got {tensor.device}")
+def on_same_device(name: str, value: Tensor, like: Tensor) -> None:
+    if value.device != like.device:
+        raise RuntimeError(f"{name} must be on z's device {like.device}, got {value.device}")
 
 
 def part(n: int, first: int, total: int | None) -> int:
@@ -65,13 +90,13 @@ def part(n: int, first: int, total: int | None) -> int:
 
 def stepsize(grad: Tensor, threshold: float, step_size: float) -> None:
     floating("grad", grad)
-    positive("threshold", threshold)
-    positive("step_size", step_size)
+    positive("threshold", threshold, grad.dtype)
+    positive("step_size", step_size, grad.dtype)
 
 
 def gamma(gamma: float | Tensor, z: Tensor) -> None:
     if not isinstance(gamma, Tensor):
-        positive("gamma", gamma)
+        positive("gamma", gamma, z.dtype)
         return
     if gamma.dtype != z.dtype:
         raise RuntimeError(f"gamma must have z's dtype {z.dtype}, got {gamma.dtype}")
@@ -83,10 +108,23 @@ def gamma(gamma: float | Tensor, z: Tensor) -> None:
         )
 
 
+def clamp(clamp: Any) -> None:
+    pair = isinstance(clamp, Sequence) and len(clamp) == 2 and all(map(_is_number, clamp))
+    if not (pair and clamp[0] <= clamp[1]):
+        raise RuntimeError(f"clamp must be (lo, hi) with lo <= hi, got {clamp!r}")
+
+
 def normal(
-    n: int, key_: Tensor, stream: int, dtype: torch.dtype, first: int, total: int | None
+    n: int,
+    key_: Tensor,
+    step: int,
+    stream: int,
+    dtype: torch.dtype,
+    first: int,
+    total: int | None,
 ) -> int:
     key(key_)
+    integer("step", step)
     if dtype not in DTYPES:
         raise RuntimeError(f"dtype must be float32 or float64, got {dtype}")
     if not 0 <= stream < 2**32:
@@ -94,12 +132,18 @@ def normal(
     return part(n, first, total)
 
 
+def integer(name: str, value: Any) -> None:
+    if not isinstance(value, (int, torch.SymInt)):
+        raise RuntimeError(f"{name} must be an integer, got {value!r}")
+
+
 def step(
     z: Tensor,
     grad: Tensor,
     key_: Tensor,
+    step: int,
     noise_scale: float,
-    clamp: tuple[float, float] | None,
+    clamp_: tuple[float, float] | None,
     update: str,
     first: int,
     total: int | None,
@@ -109,10 +153,11 @@ def step(
     same("grad", grad, z)
     key(key_)
     on_same_device("key", key_, z)
-    if not (noise_scale >= 0 and math.isfinite(noise_scale)):
-        raise RuntimeError(f"noise_scale must be 0 or more and finite, got {noise_scale}")
-    if clamp is not None and not clamp[0] <= clamp[1]:
-        raise RuntimeError(f"clamp must be (lo, hi) with lo <= hi, got {clamp}")
+    integer("step", step)
+    if not (_is_number(noise_scale) and 0 <= noise_scale <= torch.finfo(z.dtype).max):
+        raise RuntimeError(f"noise_scale must be 0 or more and finite, got {noise_scale!r}")
+    if clamp_ is not None:
+        clamp(clamp_)
     if update not in ("paper", "script"):
         raise RuntimeError(f"update must be 'paper' or 'script', got {update!r}")
     return part(z.numel(), first, total)

@@ -57,9 +57,9 @@ def split(key: Tensor, n: int) -> Tensor:
     checks.key(key)
     if n < 0:
         raise ValueError(f"n must be 0 or more, got {n}")
-    block = key[1] + torch.arange(n, dtype=torch.int64, device=key.device)
-    w = philox(key, block, c3=1)
-    return torch.stack([w[:, 0] | (w[:, 1] << 32), torch.zeros_like(block)], dim=1)
+    child = torch.arange(n, dtype=torch.int64, device=key.device)
+    w = philox(key, key[1].expand(n), c2=child, c3=1)
+    return torch.stack([w[:, 0] | (w[:, 1] << 32), torch.zeros_like(child)], dim=1)
 
 
 def advance_(key: Tensor, blocks: int | Tensor) -> Tensor:
@@ -80,5 +80,5 @@ def advance_(key: Tensor, blocks: int | Tensor) -> Tensor:
     checks.key(key)
     if not isinstance(blocks, Tensor) and blocks < 0:
         raise ValueError(f"blocks must be 0 or more, got {blocks}")
-    key[1] += blocks
+    key[1:] += blocks
     return key

@@ -64,7 +64,7 @@ def _check_step(
     total: int | None,
 ) -> None:
     clamp = (clamp_min, clamp_max)
-    checks.step(z, grad, key, noise_scale, clamp, _update_name(script), first, total)
+    checks.step(z, grad, key, step, noise_scale, clamp, _update_name(script), first, total)
 
 
 def _check_stanley(
@@ -131,7 +131,7 @@ def _(
 
 @_fake("normal_")
 def _(out: Tensor, key: Tensor, step: int, stream: int, first: int, total: int | None) -> None:
-    checks.normal(out.numel(), key, stream, out.dtype, first, total)
+    checks.normal(out.numel(), key, step, stream, out.dtype, first, total)
 
 
 @_fake("stepsize")
@@ -227,3 +227,4 @@ def _in_place_autograd(name: str) -> Callable[..., None]:
 
 for _name in ("stanley_step_", "langevin_step_", "normal_"):
     _library.impl(_name, _in_place_autograd(_name), "Autograd")
+    _library.impl(_name, _in_place_autograd(_name), "ADInplaceOrView")  # under inference_mode

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from stanley_fast import checks, reference
 from stanley_fast.backends import select
@@ -235,6 +236,7 @@ def normal(
     torch.Size([2, 3])
     """
     checks.key(key)
+    checks.size(shape)
     if _uses_reference(key):
         return reference.normal(
             tuple(shape), key, step, stream=stream, dtype=dtype, first=first, total=total
@@ -272,7 +274,10 @@ def _uses_reference(tensor: Tensor) -> bool:
 
 
 def _bounds(clamp: Clamp) -> tuple[float, float]:
-    return (-math.inf, math.inf) if clamp is None else clamp
+    if clamp is None:
+        return -math.inf, math.inf
+    checks.clamp(clamp)
+    return clamp
 
 
 def _is_script(update: str) -> bool:
@@ -291,15 +296,27 @@ def _any_requires_grad(*tensors: object) -> bool:
 def _gamma(gamma: float | Tensor, z: Tensor) -> Tensor:
     if isinstance(gamma, Tensor):
         return gamma
-    checks.positive("gamma", gamma)
+    checks.gamma(gamma, z)
     return torch.full((), gamma, dtype=z.dtype, device=z.device)
 
 
 def _call(op: Any, requires_grad: bool, *args: Any) -> Any:
     if torch.compiler.is_compiling() or (requires_grad and torch.is_grad_enabled()):
         return op(*args)
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
+
+
+def _refuse_tangents(*args: Any) -> None:
+    """The dispatcher would drop them below autograd, and so answer that the derivative is 0."""
+    for arg in args:
+        if isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None:
+            raise RuntimeError(
+                "this operation has no forward-mode derivative (torch.func.jvp); "
+                "stanley_fast.reference, which is plain torch, has one"
+            )
 
 
 def _call_in_place(op: Any, requires_grad: bool, *args: Any) -> None:
@@ -307,4 +324,6 @@ def _call_in_place(op: Any, requires_grad: bool, *args: Any) -> None:
         op(*args)
     else:
         refuse_grad(requires_grad)
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(*args)
         below_autograd(op, *args)

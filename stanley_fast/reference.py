@@ -23,13 +23,13 @@ MASK32 = 0xFFFFFFFF
 STREAM_NOISE, STREAM_ACCEPT, STREAM_STARTS, STREAM_ROUNDING = range(4)
 
 
-def philox(key: Tensor, block: Tensor, c2: int = 0, c3: int = 0) -> Tensor:
+def philox(key: Tensor, block: Tensor, c2: int | Tensor = 0, c3: int = 0) -> Tensor:
     """Philox4x32-10 words of counter (block low, block high, c2, c3): int64 (*block.shape, 4).
 
     Args:
         key: int64 (2,); only key[0], the seed, is used here.
         block: int64, any shape.
-        c2, c3: the upper counter words, 0 ... 2^32 - 1.
+        c2, c3: the upper counter words, 0 ... 2^32 - 1; a tensor c2 has block's shape.
 
     Source: Salmon et al. 2011. 32-bit words live in int64; products wrap modulo 2^64.
 
@@ -38,7 +38,7 @@ def philox(key: Tensor, block: Tensor, c2: int = 0, c3: int = 0) -> Tensor:
     """
     k0, k1 = key[0] & MASK32, (key[0] >> 32) & MASK32
     w0, w1 = block & MASK32, (block >> 32) & MASK32
-    w2, w3 = torch.full_like(block, c2), torch.full_like(block, c3)
+    w2, w3 = torch.zeros_like(block) + c2, torch.full_like(block, c3)
     for _ in range(PHILOX_ROUNDS):
         p0, p1 = w0 * PHILOX_M0, w2 * PHILOX_M1
         w0, w1, w2, w3 = (
@@ -81,8 +81,8 @@ def normal(
     total: int | None = None,
 ) -> Tensor:
     """See `stanley_fast.normal`."""
-    n = math.prod(shape)
-    total = checks.normal(n, key, stream, dtype, first, total)
+    n = checks.size(shape)
+    total = checks.normal(n, key, step, stream, dtype, first, total)
     noise = box_muller(words(n, key, step, stream, first, total), dtype)
     return noise.flatten()[first % 4 : first % 4 + n].reshape(shape)
 
@@ -114,7 +114,7 @@ def stanley_step(
 ) -> Tensor:
     """See `stanley_fast.stanley_step`: Eq. 4, then Eq. 5."""
     checks.stepsize(grad, threshold, step_size)
-    total = checks.step(z, grad, key, noise_scale, clamp, update, first, total)
+    total = checks.step(z, grad, key, step, noise_scale, clamp, update, first, total)
     gamma = stepsize(grad, threshold=threshold, step_size=step_size)
     return _update(z, grad, gamma, key, step, noise_scale, clamp, update, first, total)
 
@@ -134,7 +134,7 @@ def langevin_step(
 ) -> Tensor:
     """See `stanley_fast.langevin_step`: Eq. 5 with the stepsize given."""
     checks.gamma(gamma, z)
-    total = checks.step(z, grad, key, noise_scale, clamp, update, first, total)
+    total = checks.step(z, grad, key, step, noise_scale, clamp, update, first, total)
     gamma = torch.as_tensor(gamma, dtype=z.dtype, device=z.device)
     return _update(z, grad, gamma, key, step, noise_scale, clamp, update, first, total)
 

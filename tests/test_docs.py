@@ -25,7 +25,7 @@ def test_readme_sampler() -> None:
     scope: dict[str, object] = {}
     exec(readme_blocks()[0], scope)
     radius = scope["out"].z.norm(dim=1)  # type: ignore[attr-defined]
-    # True samples are within 3 sd of a ring with probability 0.9973; leave room for the step's bias.
+    # True samples are within 3 sd of a ring with probability 0.9973; the step's bias costs some.
     assert ((radius - radius.round()).abs() < 0.45).float().mean() > 0.95
     assert set(radius.round().int().tolist()) >= {1, 2, 3, 4}
 

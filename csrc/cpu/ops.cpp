@@ -93,9 +93,9 @@ void validate(const Tensor& like, const Step& s) {
   if (s.gamma) {
     checks::gamma(*s.gamma, like);
   } else {
-    checks::floating("grad", s.grad.scalar_type());
-    checks::positive("threshold", s.threshold);
-    checks::positive("step_size", s.step_size);
+    checks::floating("grad", s.grad);
+    checks::positive("threshold", s.threshold, s.grad.scalar_type());
+    checks::positive("step_size", s.step_size, s.grad.scalar_type());
   }
   checks::step(like, s.grad, s.key, s.noise_scale, s.lo, s.hi);
   checks::part(like.numel(), s.first, s.total);
@@ -242,7 +242,7 @@ std::tuple<Tensor, Tensor, Tensor> langevin_step_backward(Tensor grad_out, std::
 void normal_(Tensor out, Tensor key, int64_t step, int64_t stream, int64_t first,
              std::optional<int64_t> total) {
   checks::key(key);
-  checks::floating("dtype", out.scalar_type());
+  checks::floating("dtype", out);
   if (stream < 0 || stream > UINT32_MAX) checks::fail("stream must be in [0, 2^32), got ", stream);
   const int64_t whole = checks::part(out.numel(), first, total);
   checks::no_overlap(out);
@@ -258,9 +258,9 @@ void normal_(Tensor out, Tensor key, int64_t step, int64_t stream, int64_t first
 }
 
 Tensor stepsize(Tensor grad, double threshold, double step_size) {
-  checks::floating("grad", grad.scalar_type());
-  checks::positive("threshold", threshold);
-  checks::positive("step_size", step_size);
+  checks::floating("grad", grad);
+  checks::positive("threshold", threshold, grad.scalar_type());
+  checks::positive("step_size", step_size, grad.scalar_type());
   const Tensor values = dense(grad), out = empty_contiguous(grad);
   with_type(grad, [&](auto type) {
     using T = decltype(type);
