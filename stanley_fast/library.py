@@ -201,26 +201,30 @@ for _name, _backward, _save in (
     )
 
 
-def refuse_grad(requires_grad: bool) -> None:
-    if requires_grad and torch.is_grad_enabled():
+def refuse_grad() -> None:
+    """For an in-place step one of whose tensors requires grad."""
+    if torch.is_grad_enabled():
         raise RuntimeError(
             "an in-place step has no gradient, but grad mode is on and z, grad or gamma requires "
             "grad; use the functional step, detach them, or run under torch.no_grad()"
         )
 
 
-def below_autograd(op: Any, z: Tensor, *args: Any) -> None:
-    """Runs a kernel that writes z, and tells autograd that z has changed."""
+def below_autograd(op: Any, args: tuple[Any, ...]) -> Tensor:
+    """Runs a kernel that writes its first argument, tells autograd that it changed, returns it."""
     with torch._C._AutoDispatchBelowADInplaceOrView():
-        op(z, *args)
+        op(*args)
+    z: Tensor = args[0]
     if not z.is_inference():
         torch.autograd.graph.increment_version(z)
+    return z
 
 
 def _in_place_autograd(name: str) -> Callable[..., None]:
-    def run(z: Tensor, *args: Any) -> None:
-        refuse_grad(any(isinstance(a, Tensor) and a.requires_grad for a in (z, *args)))
-        below_autograd(getattr(_ops, name), z, *args)
+    def run(*args: Any) -> None:
+        if any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            refuse_grad()
+        below_autograd(getattr(_ops, name), args)
 
     return run
 

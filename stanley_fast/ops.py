@@ -22,6 +22,7 @@ from stanley_fast.library import below_autograd, refuse_grad
 Clamp = tuple[float, float] | None
 
 _ops = torch.ops.stanley_fast
+_NO_CLAMP = (-math.inf, math.inf)
 
 
 def stanley_step(
@@ -79,8 +80,8 @@ def stanley_step(
             clamp=clamp, update=update, first=first, total=total,
         )  # fmt: skip
     return _call(
-        _ops.stanley_step, _any_requires_grad(z, grad), z, grad, key, step, threshold, step_size,
-        noise_scale, *_bounds(clamp), _is_script(update), first, total,
+        _ops.stanley_step.default, _any_requires_grad(z, grad), (z, grad, key, step, threshold,
+        step_size, noise_scale, *_bounds(clamp), _is_script(update), first, total),
     )  # fmt: skip
 
 
@@ -105,16 +106,16 @@ def stanley_step_(
     >>> z = sf.stanley_step_(z, -z, sf.key(0), threshold=0.1, clamp=(-1.0, 1.0))
     """
     if _uses_reference(z):
-        refuse_grad(_any_requires_grad(z, grad))
+        if _any_requires_grad(z, grad):
+            refuse_grad()
         return z.copy_(reference.stanley_step(
             z, grad, key, step, threshold=threshold, step_size=step_size, noise_scale=noise_scale,
             clamp=clamp, update=update, first=first, total=total,
         ))  # fmt: skip
-    _call_in_place(
-        _ops.stanley_step_, _any_requires_grad(z, grad), z, grad, key, step, threshold, step_size,
-        noise_scale, *_bounds(clamp), _is_script(update), first, total,
+    return _call_in_place(
+        _ops.stanley_step_.default, _any_requires_grad(z, grad), (z, grad, key, step, threshold,
+        step_size, noise_scale, *_bounds(clamp), _is_script(update), first, total),
     )  # fmt: skip
-    return z
 
 
 def langevin_step(
@@ -162,8 +163,8 @@ def langevin_step(
         )  # fmt: skip
     gamma = _gamma(gamma, z)
     return _call(
-        _ops.langevin_step, _any_requires_grad(z, grad, gamma), z, grad, gamma, key, step,
-        noise_scale, *_bounds(clamp), _is_script(update), first, total,
+        _ops.langevin_step.default, _any_requires_grad(z, grad, gamma), (z, grad, gamma, key, step,
+        noise_scale, *_bounds(clamp), _is_script(update), first, total),
     )  # fmt: skip
 
 
@@ -187,17 +188,17 @@ def langevin_step_(
     >>> z = sf.langevin_step_(z, -z, torch.tensor(0.01), sf.key(0))
     """
     if _uses_reference(z):
-        refuse_grad(_any_requires_grad(z, grad, gamma))
+        if _any_requires_grad(z, grad, gamma):
+            refuse_grad()
         return z.copy_(reference.langevin_step(
             z, grad, gamma, key, step, noise_scale=noise_scale, clamp=clamp, update=update,
             first=first, total=total,
         ))  # fmt: skip
     gamma = _gamma(gamma, z)
-    _call_in_place(
-        _ops.langevin_step_, _any_requires_grad(z, grad, gamma), z, grad, gamma, key, step,
-        noise_scale, *_bounds(clamp), _is_script(update), first, total,
+    return _call_in_place(
+        _ops.langevin_step_.default, _any_requires_grad(z, grad, gamma), (z, grad, gamma, key, step,
+        noise_scale, *_bounds(clamp), _is_script(update), first, total),
     )  # fmt: skip
-    return z
 
 
 def normal(
@@ -242,8 +243,7 @@ def normal(
             tuple(shape), key, step, stream=stream, dtype=dtype, first=first, total=total
         )
     out = torch.empty(tuple(shape), dtype=dtype, device=key.device)
-    _call_in_place(_ops.normal_, False, out, key, step, stream, first, total)
-    return out
+    return _call_in_place(_ops.normal_.default, False, (out, key, step, stream, first, total))
 
 
 def stepsize(grad: Tensor, *, threshold: float, step_size: float = 1.0) -> Tensor:
@@ -266,7 +266,7 @@ def stepsize(grad: Tensor, *, threshold: float, step_size: float = 1.0) -> Tenso
     """
     if _uses_reference(grad):
         return reference.stepsize(grad, threshold=threshold, step_size=step_size)
-    return _call(_ops.stepsize, grad.requires_grad, grad, threshold, step_size)
+    return _call(_ops.stepsize.default, grad.requires_grad, (grad, threshold, step_size))
 
 
 def _uses_reference(tensor: Tensor) -> bool:
@@ -275,7 +275,7 @@ def _uses_reference(tensor: Tensor) -> bool:
 
 def _bounds(clamp: Clamp) -> tuple[float, float]:
     if clamp is None:
-        return -math.inf, math.inf
+        return _NO_CLAMP
     checks.clamp(clamp)
     return clamp
 
@@ -300,16 +300,27 @@ def _gamma(gamma: float | Tensor, z: Tensor) -> Tensor:
     return torch.full((), gamma, dtype=z.dtype, device=z.device)
 
 
-def _call(op: Any, requires_grad: bool, *args: Any) -> Any:
+def _call(op: Any, requires_grad: bool, args: tuple[Any, ...]) -> Any:
     if torch.compiler.is_compiling() or (requires_grad and torch.is_grad_enabled()):
         return op(*args)
     if forward_ad._current_level >= 0:
-        _refuse_tangents(*args)
+        _refuse_tangents(args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
 
 
-def _refuse_tangents(*args: Any) -> None:
+def _call_in_place(op: Any, requires_grad: bool, args: tuple[Any, ...]) -> Tensor:
+    if torch.compiler.is_compiling():
+        op(*args)
+        return args[0]
+    if requires_grad:
+        refuse_grad()
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(args)
+    return below_autograd(op, args)
+
+
+def _refuse_tangents(args: tuple[Any, ...]) -> None:
     """The dispatcher would drop them below autograd, and so answer that the derivative is 0."""
     for arg in args:
         if isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None:
@@ -317,13 +328,3 @@ def _refuse_tangents(*args: Any) -> None:
                 "this operation has no forward-mode derivative (torch.func.jvp); "
                 "stanley_fast.reference, which is plain torch, has one"
             )
-
-
-def _call_in_place(op: Any, requires_grad: bool, *args: Any) -> None:
-    if torch.compiler.is_compiling():
-        op(*args)
-    else:
-        refuse_grad(requires_grad)
-        if forward_ad._current_level >= 0:
-            _refuse_tangents(*args)
-        below_autograd(op, *args)

@@ -171,13 +171,19 @@ def test_data_noise() -> None:
                 self.first = z[:2_000].detach()
             return super().forward(z)
 
-    spy, f = Spy(), Keep((2, 4, 1))
-    make(f, data=spy, data_noise=0.5, batch_size=2_000).fit(1)
-    noise = f.first - spy.seen[0]
+    seen: list[Tensor] = []
+
+    def data(n: int, key: Tensor) -> Tensor:
+        seen.append(sf.normal((n, 2), key, stream=2))  # the stream that is data's
+        return seen[-1]
+
+    f = Keep((2, 4, 1))
+    make(f, data=data, data_noise=0.5, batch_size=2_000).fit(1)
+    noise = f.first - seen[0]
     # 4 000 normals: the mean's error is 0.5 / sqrt(n), the standard deviation's 0.5 / sqrt(2 n).
     assert abs(noise.mean()) < 4 * 0.5 / math.sqrt(4_000)
     assert abs(noise.std() - 0.5) < 4 * 0.5 / math.sqrt(8_000)
-    correlation = float((noise * spy.seen[0]).mean() / noise.std() / spy.seen[0].std())
+    correlation = float((noise * seen[0]).mean() / noise.std() / seen[0].std())
     assert abs(correlation) < 4 / math.sqrt(4_000)  # it uses noise of its own
 
 
