@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -117,6 +118,12 @@ def _choose(device_type: str) -> str:
     if _asked is None:
         able = [b for b, on in DEVICES.items() if device_type in on and backends()[b] is None]
         name = able[0] if able else "reference"
+        if not able and device_type == "cpu":
+            warnings.warn(
+                f"stanley_fast runs on its reference backend, slowly: {backends()['cpp']}",
+                RuntimeWarning,
+                stacklevel=1,
+            )
     else:
         _require(_asked)
         if device_type not in DEVICES.get(_asked, (device_type,)):
