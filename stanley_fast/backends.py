@@ -44,8 +44,8 @@ def _load() -> str | None:
     """Loads the compiled library once; the reason if that is impossible."""
     if not LIBRARY.exists():
         return (
-            "the package was installed without its compiled library (was there no C++ compiler?); "
-            "with one, pip install --no-build-isolation --force-reinstall --no-deps . builds it"
+            f"there is no compiled library in {LIBRARY.parent}: the package was installed without "
+            "a C++ compiler, or this is its source folder and the installed one is elsewhere"
         )
     try:
         torch.ops.load_library(str(LIBRARY))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -33,6 +34,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip("slow: run with --slow"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def away(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Not in the repository, where a subprocess would import the source, not what is installed."""
+    os.chdir(tmp_path_factory.mktemp("away"))
 
 
 class Backend(NamedTuple):
