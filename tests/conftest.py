@@ -1,4 +1,4 @@
-"""What tests share: this machine's backends, an oracle in NumPy, DESIGN's tolerance, test data."""
+"""What tests share: this machine's backends, an oracle in NumPy, the tolerance, data."""
 
 from __future__ import annotations
 
@@ -42,6 +42,15 @@ def away(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.chdir(tmp_path_factory.mktemp("away"))
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """On arrays this small a second thread only costs time, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 class Backend(NamedTuple):
     name: str
     device: str
@@ -78,7 +87,7 @@ def compiled() -> None:
         pytest.skip(why_not)
 
 
-# The noise again, in NumPy and float64, from DESIGN.md and Salmon et al. 2011 alone ---------------
+# The noise again, in NumPy and float64, from docs/architecture.md and Salmon et al. 2011 alone ---
 
 MASK = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)

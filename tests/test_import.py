@@ -1,4 +1,4 @@
-"""The package's shape: imports go one way, importing is light, and the names are DESIGN's."""
+"""The package's shape: imports go one way, importing is light, the public names are there."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_known_answers(key: str, counter: str, output: str) -> None:
 def test_known_words_reach_normal(
     each_backend: Backend, key: str, counter: str, output: str
 ) -> None:
-    """Key words, block words and lanes all sit where DESIGN puts them."""
+    """Key words, block words and lanes all sit where docs/architecture.md puts them."""
     k0, k1 = (int(x, 16) for x in key.split())
     low, high = (int(x, 16) for x in counter.split()[:2])
     at = key_of(k0 | k1 << 32, low | high << 32, each_backend.device)

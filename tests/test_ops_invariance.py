@@ -1,5 +1,5 @@
 """What a step may not depend on, bit for bit: strides, in place or not, threads, how a state is cut
-into parts, where vectors begin and end; and, within DESIGN's tolerance, the kind of vector code."""
+into parts, where vectors begin and end; and, within a tolerance, the kind of vector code."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,13 +17,7 @@ from stanley_fast.samplers import Langevin, Sampler, Stanley
 SHAPE = (5, 3, 2, 2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """On arrays this small a second thread only costs time, most of all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -47,7 +40,7 @@ def step(sampler: Sampler, z: Tensor, grad: Tensor, first_grad: Tensor | None = 
 
 
 def close(got: Tensor, wanted: Tensor) -> bool:
-    """DESIGN's tolerance between backends, with room for gamma's own rounding."""
+    """The tolerance between backends, with room for gamma's own rounding."""
     return torch.allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
