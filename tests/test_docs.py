@@ -1,7 +1,10 @@
-"""What the documentation tells people to type works as written."""
+"""What the documentation tells people to type works as written, the docstrings' examples too."""
 
 from __future__ import annotations
 
+import doctest
+import importlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -40,3 +43,11 @@ def test_readme_own_loop() -> None:
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_example_runs(example: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(example)], check=True, cwd=tmp_path)
+
+
+MODULES = [m.name for m in pkgutil.iter_modules(sf.__path__, "stanley_fast.") if "__" not in m.name]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("_library")])
+def test_docstrings(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
