@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -137,7 +138,8 @@ class BuildLibrary(build_ext):
         build.mkdir(parents=True, exist_ok=True)
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         library.parent.mkdir(parents=True, exist_ok=True)
-        cxx, cuda = compiler() or [], nvcc() if any(ROOT.glob("csrc/**/*.cu")) else None
+        cxx, cuda = compiler() or [], nvcc()
+        cuda = cuda if any(ROOT.glob("csrc/**/*.cu")) else None
         edges = compile_edges(cxx, cuda, build)
         objects = [e.output for e in edges]
         # nvcc knows where CUDA's runtime is; static, so that the library loads without CUDA.
@@ -164,7 +166,7 @@ def run_edges(edges: list[Edge], build: Path) -> None:
         return
     lines = ["rule run", "  command = $words"]
     for e in edges:
-        output, *inputs = [p.replace("$", "$$").replace(" ", "$ ") for p in [e.output, *e.inputs]]
+        output, *inputs = [re.sub(r"([$ :])", r"$\1", path) for path in [e.output, *e.inputs]]
         lines.append(f"build {output}: run {' '.join(inputs)}")
         lines.append(f"  words = {shlex.join(e.command).replace('$', '$$')}")
         lines += [f"  depfile = {e.depfile}", "  deps = gcc"] if e.depfile else []

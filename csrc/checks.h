@@ -140,7 +140,7 @@ inline void step(const Tensor& z, const Tensor& grad, const Tensor& key, double 
   if (!(lo <= hi)) fail("clamp must be (lo, hi) with lo <= hi, got (", lo, ", ", hi, ")");
 }
 
-// A tensor that is written must not have two elements in one place.
+// An expanded tensor has many elements in one place, so that it can't be written.
 inline void no_overlap(const Tensor& z) {
   for (int64_t i = 0; i < z.dim(); ++i)
     if (z.size(i) > 1 && z.stride(i) == 0)

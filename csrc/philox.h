@@ -9,7 +9,9 @@
 #ifdef __CUDACC__
 #define STANLEY_HD __host__ __device__ __forceinline__
 #else
-#define STANLEY_HD inline
+// Always inlined: files compiled for other vector levels use these too, and the linker would keep
+// one copy for all.
+#define STANLEY_HD static inline __attribute__((always_inline))
 #endif
 
 namespace stanley {

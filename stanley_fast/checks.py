@@ -19,8 +19,8 @@ DTYPES = (torch.float32, torch.float64)
 
 def size(shape: Sequence[int]) -> int:
     """The number of elements of `shape`."""
-    if any(extent < 0 for extent in shape):
-        raise RuntimeError(f"shape must have no negative sizes, got {tuple(shape)}")
+    if not isinstance(shape, Sequence) or any(not _is_integer(n) or n < 0 for n in shape):
+        raise RuntimeError(f"shape must be a sequence of integers, 0 or more, got {shape!r}")
     return math.prod(shape)
 
 
@@ -50,6 +50,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (numbers.Real, torch.SymFloat))
 
 
+def _is_integer(value: object) -> bool:
+    return isinstance(value, (numbers.Integral, torch.SymInt))
+
+
 def floating(name: str, value: Tensor) -> None:
     tensor(name, value)
     if value.dtype not in DTYPES:
@@ -75,6 +79,9 @@ def on_same_device(name: str, value: Tensor, like: Tensor) -> None:
 
 def part(n: int, first: int, total: int | None) -> int:
     """Elements [first, first + n) of a state of `total`; returns the total."""
+    integer("first", first)
+    if total is not None:
+        integer("total", total)
     if first < 0:
         raise RuntimeError(f"first must be 0 or more, got {first}")
     if total is None:
@@ -127,13 +134,14 @@ def normal(
     integer("step", step)
     if dtype not in DTYPES:
         raise RuntimeError(f"dtype must be float32 or float64, got {dtype}")
+    integer("stream", stream)
     if not 0 <= stream < 2**32:
         raise RuntimeError(f"stream must be in [0, 2^32), got {stream}")
     return part(n, first, total)
 
 
 def integer(name: str, value: Any) -> None:
-    if not isinstance(value, (int, torch.SymInt)):
+    if not _is_integer(value):
         raise RuntimeError(f"{name} must be an integer, got {value!r}")
 
 

@@ -55,6 +55,7 @@ def split(key: Tensor, n: int) -> Tensor:
     >>> data_key, chain_key = split(key(0), 2)
     """
     checks.key(key)
+    checks.integer("n", n)
     if n < 0:
         raise ValueError(f"n must be 0 or more, got {n}")
     child = torch.arange(n, dtype=torch.int64, device=key.device)
@@ -69,7 +70,7 @@ def advance_(key: Tensor, blocks: int | Tensor) -> Tensor:
 
     Args:
         key: int64 (2,), changed in place.
-        blocks: an int, 0 or more, or an integer tensor with one element.
+        blocks: an int, 0 or more, or an integer tensor with one element, which is not looked at.
 
     Returns:
         key itself.
@@ -78,7 +79,9 @@ def advance_(key: Tensor, blocks: int | Tensor) -> Tensor:
     tensor([42,  3])
     """
     checks.key(key)
-    if not isinstance(blocks, Tensor) and blocks < 0:
-        raise ValueError(f"blocks must be 0 or more, got {blocks}")
+    if not isinstance(blocks, Tensor):
+        checks.integer("blocks", blocks)
+        if blocks < 0:
+            raise ValueError(f"blocks must be 0 or more, got {blocks}")
     key[1:] += blocks
     return key

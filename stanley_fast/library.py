@@ -178,8 +178,8 @@ def _save_stepsize(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _stepsize_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None]:
     grad, gamma = ctx.saved_tensors
-    shrinks = grad.abs() > ctx.threshold  # d gamma / d grad = -gamma / grad there, else 0
-    return torch.where(shrinks, -grad_out * gamma / grad, 0.0), None, None
+    flat = grad.abs() <= ctx.threshold  # elsewhere d gamma / d grad = -gamma / grad
+    return torch.where(flat, 0.0, -grad_out * gamma / grad), None, None
 
 
 def _once(ctx: Any, *grads: Tensor) -> None:
@@ -212,10 +212,13 @@ def refuse_grad() -> None:
 
 def below_autograd(op: Any, args: tuple[Any, ...]) -> Tensor:
     """Runs a kernel that writes its first argument, tells autograd that it changed, returns it."""
+    z: Tensor = args[0]
+    is_inference = z.is_inference()
+    if is_inference and not torch.is_inference_mode_enabled():
+        raise RuntimeError("z is an inference tensor, written in place outside inference mode")
     with torch._C._AutoDispatchBelowADInplaceOrView():
         op(*args)
-    z: Tensor = args[0]
-    if not z.is_inference():
+    if not is_inference:
         torch.autograd.graph.increment_version(z)
     return z
 

@@ -62,7 +62,7 @@ def stanley_step(
             that several processes share.
 
     Returns:
-        z', with z's shape, dtype and strides.
+        z', with z's shape and dtype, strides as torch.empty_like(z).
 
     Raises:
         RuntimeError: names the argument, what it got and what is wanted.
@@ -144,7 +144,7 @@ def langevin_step(
         z, grad, key, step, noise_scale, clamp, update, first, total: as in `stanley_step`.
 
     Returns:
-        z', with z's shape, dtype and strides.
+        z', with z's shape and dtype, strides as torch.empty_like(z).
 
     Raises:
         RuntimeError: names the argument, what it got and what is wanted. The values of a gamma
@@ -254,7 +254,7 @@ def stepsize(grad: Tensor, *, threshold: float, step_size: float = 1.0) -> Tenso
         threshold, step_size: as in `stanley_step`.
 
     Returns:
-        gamma, with grad's shape, dtype and strides, in (0, step_size]. Differentiable.
+        gamma, with grad's shape and dtype, strides as torch.empty_like(grad), in [0, step_size].
 
     Raises:
         RuntimeError: names the argument, what it got and what is wanted.
@@ -270,7 +270,11 @@ def stepsize(grad: Tensor, *, threshold: float, step_size: float = 1.0) -> Tenso
 
 
 def _uses_reference(tensor: Tensor) -> bool:
-    return select("cpu" if tensor.is_cpu else tensor.device.type) == "reference"
+    try:
+        return select("cpu" if tensor.is_cpu else tensor.device.type) == "reference"
+    except AttributeError:
+        checks.tensor("z", tensor)
+        raise
 
 
 def _bounds(clamp: Clamp) -> tuple[float, float]:
@@ -305,6 +309,8 @@ def _call(op: Any, requires_grad: bool, args: tuple[Any, ...]) -> Any:
         return op(*args)
     if forward_ad._current_level >= 0:
         _refuse_tangents(args)
+    if torch._C._functorch.maybe_current_level() is not None:
+        return op(*args)  # a batched tensor of torch.func hides that it requires grad
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
 

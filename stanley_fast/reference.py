@@ -55,7 +55,8 @@ def words(n: int, key: Tensor, step: int, stream: int, first: int, total: int) -
     """Philox words of the blocks that hold elements [first, first + n) at `step`: (blocks, 4)."""
     begin, end = first // 4, (first + n + 3) // 4
     block = torch.arange(begin, end, dtype=torch.int64, device=key.device)
-    return philox(key, block + (key[1] + step * ((total + 3) // 4)), stream)
+    ahead = (int(step) * ((total + 3) // 4) + 2**63) % 2**64 - 2**63  # blocks wrap at 2^64
+    return philox(key, block + (key[1] + ahead), stream)
 
 
 def box_muller(w: Tensor, dtype: torch.dtype) -> Tensor:
@@ -93,9 +94,8 @@ def stepsize(grad: Tensor, *, threshold: float, step_size: float = 1.0) -> Tenso
     size = grad.abs()
     flat = size <= threshold
     # The inner where keeps autograd from dividing by zero on the flat branch.
-    return torch.where(
-        flat, step_size, step_size * (threshold / torch.where(flat, threshold, size))
-    )
+    gamma = step_size * (threshold / torch.where(flat, threshold, size))
+    return torch.empty_like(grad).copy_(torch.where(flat, step_size, gamma))
 
 
 def stanley_step(
@@ -157,6 +157,8 @@ def _update(
     else:
         moved = z + (gamma * grad + gamma * noise_scale * xi)
     if clamp is not None:
-        moved = moved.clamp(*clamp)
+        most = torch.finfo(z.dtype).max  # a bound beyond it bounds nothing
+        lo, hi = (b if abs(b) <= most else math.copysign(math.inf, b) for b in clamp)
+        moved = moved.clamp(lo, hi)
     # The result keeps z's strides, whatever the arithmetic above made of them.
     return torch.empty_like(z).copy_(moved)

@@ -277,3 +277,33 @@ def test_gradient_through_a_chain(each_backend: Backend) -> None:
 
     for found, want in zip(chain(sf.stanley_step), chain(sf.reference.stanley_step), strict=True):
         torch.testing.assert_close(found, want, rtol=1e-11, atol=1e-12)
+
+
+def test_gradients_under_vmap(each_backend: Backend) -> None:
+    """A batched tensor hides that it requires grad."""
+    z, grad, key = state((3, 4), each_backend, torch.float64)
+    grad.requires_grad_()
+
+    def step(z: Tensor, grad: Tensor) -> Tensor:
+        return sf.stanley_step(z, grad, key, threshold=0.3)
+
+    (want,) = torch.autograd.grad(
+        torch.stack([step(*c) for c in zip(z, grad, strict=True)]).sum(), grad
+    )
+    (found,) = torch.autograd.grad(torch.vmap(step)(z, grad).sum(), grad)
+    torch.testing.assert_close(found, want)
+
+
+def test_no_gradient_comes_through_a_cut(backend: Backend) -> None:
+    """Also where the derivative that is cut would be infinite."""
+    z = torch.full((2,), 9.0, device=backend.device)
+    grad = torch.tensor([math.inf, 1.0], device=backend.device)
+    gamma = torch.tensor([1.0, 0.0], device=backend.device, requires_grad=True)
+    moved = sf.langevin_step(z, grad, gamma, sf.key(0, backend.device), clamp=(-1.0, 1.0))
+    assert torch.equal(torch.autograd.grad(moved.sum(), gamma)[0], torch.zeros_like(gamma))
+
+
+def test_stepsize_of_nan_has_no_gradient_either(each_backend: Backend) -> None:
+    grad = torch.tensor([math.nan, 0.01, 2.0], device=each_backend.device, requires_grad=True)
+    (found,) = torch.autograd.grad(sf.stepsize(grad, threshold=0.1).sum(), grad)
+    torch.testing.assert_close(found.cpu(), torch.tensor([math.nan, 0.0, -0.025]), equal_nan=True)

@@ -7,6 +7,7 @@ import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from conftest import (
     Backend,
     assert_step_close,
     eq4,
+    random,
     state,
     threads,
 )
@@ -278,3 +280,22 @@ def check_level(
         torch.testing.assert_close(found, wanted, rtol=tol, atol=tol)
     want_noise = reference.normal(z.shape, key, 2, dtype=z.dtype)
     torch.testing.assert_close(noise, want_noise, rtol=tol / 10, atol=tol / 10)
+
+
+@pytest.mark.parametrize("gamma_of", [lambda z: z[:1], lambda z: z[0], lambda z: z[7]])
+def test_gamma_that_is_an_element_of_z(each_backend: Backend, gamma_of: Callable) -> None:
+    """Read before z is written, also by the chunks and threads that come later."""
+    z, grad, key = state((40_000,), each_backend)
+    z = z.abs() + 0.5
+    want = sf.langevin_step(z, grad, gamma_of(z).clone(), key)
+    assert torch.equal(sf.langevin_step_(z, grad, gamma_of(z), key), want)
+
+
+@pytest.mark.parametrize("order", [(0, 3, 1, 2), (0, 1, 2, 3)])
+def test_strides_of_dimensions_of_size_1_are_kept(
+    each_backend: Backend, order: tuple[int, ...]
+) -> None:
+    z = random((2, 4, 4, 1), 3, each_backend, torch.float32).permute(order)
+    key = sf.key(0, each_backend.device)
+    assert sf.stanley_step(z, z, key, threshold=0.1).stride() == z.stride()
+    assert sf.stepsize(z, threshold=0.1).stride() == z.stride()

@@ -117,7 +117,7 @@ struct Scratch {
 template <Gamma kind, class T>
 inline T gamma_at(const StepArgs<T>& a, T grad, int64_t i) {
   if (kind == Gamma::kAdaptive) return stepsize(grad, a.threshold, a.step_size);
-  return a.gamma[kind == Gamma::kScalar ? 0 : i];
+  return kind == Gamma::kScalar ? a.gamma_value : a.gamma[i];
 }
 
 template <Gamma kind, Update update, class T>
@@ -149,17 +149,19 @@ void backward_loop(const StepArgs<T>& args, int64_t begin, int64_t end) {
       const int64_t e = at + i;
       const T grad = a.grad[e], noise = a.noise_scale * xi[i];
       const T gamma = gamma_at<kind>(a, grad, e);
-      T incoming = a.grad_out[e];
+      const T incoming = a.grad_out[e];
+      bool cut = false;
       if (a.z) {
         const T moved = move<update>(a.z[e], grad, gamma, noise);
-        incoming = moved < a.lo || moved > a.hi ? T(0) : incoming;
-        a.grad_z[e] = incoming;
+        cut = moved < a.lo || moved > a.hi;
+        a.grad_z[e] = cut ? T(0) : incoming;
       }
       if (kind == Gamma::kAdaptive) {
-        a.grad_grad[e] = incoming * stanley_by_grad<update>(grad, gamma, a.threshold, noise);
+        const T by_grad = stanley_by_grad<update>(grad, gamma, a.threshold, noise);
+        a.grad_grad[e] = cut ? T(0) : incoming * by_grad;
       } else {
-        a.grad_grad[e] = incoming * move_by_grad<update>(gamma);
-        a.grad_gamma[e] = incoming * move_by_gamma<update>(grad, gamma, noise);
+        a.grad_grad[e] = cut ? T(0) : incoming * move_by_grad<update>(gamma);
+        a.grad_gamma[e] = cut ? T(0) : incoming * move_by_gamma<update>(grad, gamma, noise);
       }
     }
   }

@@ -20,7 +20,8 @@ template <class T>
 struct StepArgs {
   const T* z;  // backward: null where no clamp could have cut
   const T* grad;
-  const T* gamma;  // null if adaptive, one element if scalar
+  const T* gamma;  // if a tensor
+  T gamma_value;   // if scalar
   T threshold, step_size, noise_scale, lo, hi;
   Gamma kind;
   bool script;

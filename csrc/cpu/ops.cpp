@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <limits>
 #include <tuple>
 
 #include "../checks.h"
@@ -42,7 +43,17 @@ Tensor dense(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// Uninitialised and contiguous. Without the dispatcher's look-up by name, which costs a small call.
+// Uninitialised. Without the dispatcher's look-up by name, which costs a small call.
+Tensor empty_strided(const Tensor& like, const int64_t* strides) {
+  int32_t type;
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      like.dim(), like.sizes().data(), strides, type, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+// Uninitialised, in row-major order.
 Tensor empty_contiguous(const Tensor& like) {
   std::vector<int64_t> strides(like.dim());
   int64_t stride = 1;
@@ -50,13 +61,13 @@ Tensor empty_contiguous(const Tensor& like) {
     strides[i] = stride;
     stride *= like.size(i) > 1 ? like.size(i) : 1;
   }
-  int32_t type;
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(like.dim(), like.sizes().data(),
-                                                         strides.data(), type,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  return empty_strided(like, strides.data());
+}
+
+// Where the elements of `z` are computed: z's own strides if it is contiguous, since those of
+// dimensions of size 1 say nothing about memory but a lot to a convolution.
+Tensor empty_result(const Tensor& z) {
+  return z.is_contiguous() ? empty_strided(z, z.strides().data()) : empty_contiguous(z);
 }
 
 // A contiguous result is the result; otherwise it is copied into a tensor with z's strides.
@@ -109,21 +120,30 @@ Tensor laid_out(const Tensor& gamma, const Tensor& like) {
   return full;
 }
 
+// A bound beyond T's range bounds nothing.
+template <class T>
+T saturated(double bound) {
+  constexpr double most = std::numeric_limits<T>::max();
+  if (bound > most) return std::numeric_limits<T>::infinity();
+  return bound < -most ? -std::numeric_limits<T>::infinity() : static_cast<T>(bound);
+}
+
 // The arguments that forward and backward share. `grad` and `gamma` are laid out.
 template <class T>
 StepArgs<T> arguments(const Step& s, const Tensor& grad, const std::optional<Tensor>& gamma) {
   const int64_t total = s.total.value_or(grad.numel());
   StepArgs<T> a = {};
   a.grad = data<T>(grad);
+  const bool scalar = gamma && gamma->numel() == 1;
   a.gamma = gamma ? data<T>(*gamma) : nullptr;
-  a.kind = !gamma                                     ? Gamma::kAdaptive
-           : gamma->numel() == 1 && grad.numel() != 1 ? Gamma::kScalar
-                                                      : Gamma::kTensor;
+  // Read now: gamma may be an element of a z that is written in place.
+  a.gamma_value = scalar ? *a.gamma : T(0);
+  a.kind = !gamma ? Gamma::kAdaptive : scalar ? Gamma::kScalar : Gamma::kTensor;
   a.threshold = static_cast<T>(s.threshold);
   a.step_size = static_cast<T>(s.step_size);
   a.noise_scale = static_cast<T>(s.noise_scale);
-  a.lo = static_cast<T>(s.lo);
-  a.hi = static_cast<T>(s.hi);
+  a.lo = saturated<T>(s.lo);
+  a.hi = saturated<T>(s.hi);
   a.script = s.script;
   a.noise = noise_of(s.key, s.step, 0, s.first, total);
   return a;
@@ -139,13 +159,14 @@ void forward(const Tensor& z, const Step& s, const Tensor& out) {
     StepArgs<T> a = arguments<T>(s, grad, gamma);
     a.z = data<T>(z);
     a.out = data<T>(out);
-    for_elements(z.numel(), [&](int64_t begin, int64_t end) { kernels<T>().step(a, begin, end); });
+    const auto run = kernels<T>().step;
+    for_elements(z.numel(), [&](int64_t begin, int64_t end) { run(a, begin, end); });
   });
 }
 
 Tensor functional(const Tensor& z, const Step& s) {
   validate(z, s);
-  Tensor out = empty_contiguous(z);
+  Tensor out = empty_result(z);
   forward(dense(z), s, out);
   return with_strides_of(z, out);
 }
@@ -154,7 +175,8 @@ void in_place(Tensor z, const Step& s) {
   validate(z, s);
   checks::no_overlap(z);
   checks::same_or_apart("grad", s.grad, z);
-  if (s.gamma) checks::same_or_apart("gamma", *s.gamma, z);
+  // A gamma of another shape is copied or read before anything is written.
+  if (s.gamma && checks::same_shape(*s.gamma, z)) checks::same_or_apart("gamma", *s.gamma, z);
   const Tensor state = dense(z);
   forward(state, s, state);
   if (!z.is_contiguous()) torch::stable::copy_(z, state);
@@ -182,8 +204,8 @@ Grads backward(const Tensor& grad_out, const std::optional<Tensor>& z, const Ste
     a.grad_z = data<T>(grads.z);
     a.grad_grad = data<T>(grads.grad);
     a.grad_gamma = data<T>(grads.gamma);
-    for_elements(grad.numel(),
-                 [&](int64_t begin, int64_t end) { kernels<T>().step_backward(a, begin, end); });
+    const auto run = kernels<T>().step_backward;
+    for_elements(grad.numel(), [&](int64_t begin, int64_t end) { run(a, begin, end); });
   });
   return grads;
 }
@@ -250,9 +272,9 @@ void normal_(Tensor out, Tensor key, int64_t step, int64_t stream, int64_t first
   const Noise noise = noise_of(key, step, stream, first, whole);
   with_type(out, [&](auto type) {
     using T = decltype(type);
-    for_elements(out.numel(), [&](int64_t begin, int64_t end) {
-      kernels<T>().normal(noise, data<T>(filled), begin, end);
-    });
+    const auto run = kernels<T>().normal;
+    for_elements(out.numel(),
+                 [&](int64_t begin, int64_t end) { run(noise, data<T>(filled), begin, end); });
   });
   if (!out.is_contiguous()) torch::stable::copy_(out, filled);
 }
@@ -261,12 +283,13 @@ Tensor stepsize(Tensor grad, double threshold, double step_size) {
   checks::floating("grad", grad);
   checks::positive("threshold", threshold, grad.scalar_type());
   checks::positive("step_size", step_size, grad.scalar_type());
-  const Tensor values = dense(grad), out = empty_contiguous(grad);
+  const Tensor values = dense(grad), out = empty_result(grad);
   with_type(grad, [&](auto type) {
     using T = decltype(type);
+    const auto run = kernels<T>().stepsize;
+    const T th = static_cast<T>(threshold), largest = static_cast<T>(step_size);
     for_elements(grad.numel(), [&](int64_t begin, int64_t end) {
-      kernels<T>().stepsize(data<T>(values), static_cast<T>(threshold), static_cast<T>(step_size),
-                            data<T>(out), begin, end);
+      run(data<T>(values), th, largest, data<T>(out), begin, end);
     });
   });
   return with_strides_of(grad, out);
