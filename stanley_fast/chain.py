@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,10 @@ class NonFiniteError(RuntimeError):
         super().__init__(f"NaN or infinity at step {step} in {which}{others}: {what} is not finite")
         self.step = step
         self.chains = chains
+        self.what = what
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.step, self.chains, self.what)
 
 
 @dataclass(frozen=True)
@@ -154,8 +158,11 @@ class _Run:
     def transition(self, z: Tensor, k: int, diary: _Diary, differentiable: bool) -> Tensor:
         if not z.requires_grad:
             z = z.detach().requires_grad_()
+        version = z._version
         with torch.enable_grad():
             value = self.f(z)
+        if z._version != version:
+            raise RuntimeError("f must not change z in place, but it did")
         grad = self._gradient(value, z, differentiable)
         self.watch.step(k, z, grad)
         if k == 0:

@@ -73,7 +73,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
             "values, and loading it could run code"
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or damaged: {_first_line(error)}") from error
+        raise CheckpointError(f"{path} is truncated or damaged: {first_line(error)}") from error
     if not isinstance(content, dict) or "stanley_fast" not in content or "state" not in content:
         raise CheckpointError(f"{path} is no checkpoint of stanley-fast")
     if content["stanley_fast"] != FORMAT:
@@ -181,5 +181,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def first_line(error: Exception) -> str:
+    """The beginning of an error's message, to go into one of ours."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].split(". ")[0]

@@ -7,6 +7,8 @@ stderr and exit status 2; a run that fails is one with status 1.
 from __future__ import annotations
 
 import platform
+import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -30,6 +32,7 @@ from stanley_fast.experiments import (
     TargetName,
     ToyConfig,
     preset,
+    with_settings,
 )
 from stanley_fast.trainer import DivergedError
 
@@ -53,8 +56,8 @@ class _Target:
     target: TargetName
     """What to learn: rings, four rings around 0; or gmm, eight Gaussians on a circle."""
     preset: PresetName = "tuned"
-    """Settings to begin with: tuned, the best found on a grid; demo, a short run; or paper, what
-    the paper prints. The options below change single ones."""
+    """Settings to begin with: tuned, chosen on a grid for the rings; demo, a short run; or paper,
+    what the paper prints. The options below change single ones."""
 
 
 @dataclass
@@ -69,6 +72,12 @@ class _Training:
     """Observations, and as many chains, per iteration; 100 to 1000."""
     iterations: Annotated[int | None, _unset("the preset's")] = None
     """Training iterations (T), 1500 to 10000."""
+    grad_clip: Annotated[float | None, _unset("none")] = None
+    """Largest norm of the weights' gradient, 0.1 to 10."""
+    data_noise: Annotated[float | None, _unset("0")] = None
+    """Standard deviation of noise added to the observations, 0 to 0.1."""
+    energy_l2: Annotated[float | None, _unset("0")] = None
+    """Weight of the mean squared energy, which keeps energies near 0; 0 to 1."""
     evaluate_every: Annotated[int | None, _unset("the preset's")] = None
     """Iterations from one evaluation, a column of figure1.png, to the next."""
 
@@ -114,7 +123,7 @@ class Train(_Training, _Chain, _Target):
             raise SettingsError("resume and overwrite exclude each other")
         folder = self.folder or Path("runs", f"{self.target}-{self._sampler()}-{self.preset}")
         config = self._config(folder)
-        again = f"stanley-fast train {self.target} --folder {folder} --resume"
+        again = _command("train", self.target, "--folder", str(folder), "--resume")
         try:
             runs.train(config, folder, resume=self.resume, overwrite=self.overwrite)
         except FileExistsError as error:
@@ -122,27 +131,40 @@ class Train(_Training, _Chain, _Target):
                 f"{error}: add --resume, --overwrite or another --folder"
             ) from None
         except KeyboardInterrupt:
-            raise _Interrupted(
-                f"stopped; the checkpoint is {folder / 'checkpoint.pt'}. Go on with: {again}"
-            ) from None
+            saved = folder / "checkpoint.pt"
+            state = f"the checkpoint is {saved}" if saved.exists() else "there is no checkpoint yet"
+            raise _Interrupted(f"stopped; {state}. Go on with: {again}") from None
         _report(folder, config)
         if self.preset == "demo" and not self.resume:
-            print(f"This was the demo. The full experiment: stanley-fast train {self.target}")
+            print(f"This was the demo. The full experiment: {_command('train', self.target)}")
 
     def _sampler(self) -> SamplerName:
         return self.sampler or "stanley"
 
     def _config(self, folder: Path) -> ToyConfig:
         base = preset(self.target, self._sampler(), self.preset)
-        return replace(runs.load_config(folder) if self.resume else base, **_given(self))
+        if self.resume:
+            return replace(runs.load_config(folder), **_given(self))
+        return with_settings(base, _given(self))
 
 
 def _report(folder: Path, config: ToyConfig) -> None:
     """What a finished run came to."""
     print(f"Trained {config.iterations} iterations of {config.title}.")
-    _print_figures([row for row in runs.read_metrics(folder) if runs.qualities(row)][-1])
+    evaluated = [row for row in runs.read_metrics(folder) if runs.qualities(row)]
+    for row in evaluated[-1:]:  # metrics.csv may have been removed
+        print(f"Samples after {row['iteration']:.0f} iterations:")
+        _print_figures(row)
     print(f"Pictures: {folder / 'figure1.png'} and {folder / 'loss.png'}")
-    print(f"More samples: stanley-fast sample {folder}")
+    print(f"More samples: {_command('sample', str(folder))}")
+
+
+def _command(*words: str) -> str:
+    """A command that works as typed here, whether or not the program is on PATH."""
+    program = (
+        ["stanley-fast"] if shutil.which("stanley-fast") else [sys.executable, "-m", "stanley_fast"]
+    )
+    return shlex.join([*program, *words])
 
 
 def _print_figures(row: Mapping[str, float]) -> None:
@@ -244,11 +266,13 @@ class Compare(_Training, _Target):
             given = getattr(self, name)
             if not given or len(set(given)) != len(given):
                 raise SettingsError(f"{name} must be one or more, all different, got {given}")
+        if self.thresholds and "stanley" not in self.samplers:
+            raise SettingsError("thresholds are a setting of stanley, which is not among samplers")
         if self.jobs < 1:
             raise SettingsError(f"jobs must be 1 or more, got {self.jobs}")
         folder = self.folder or Path("runs", f"compare-{self.target}-{self.preset}")
         bases = [
-            replace(preset(self.target, name, self.preset), **_given(self))
+            with_settings(preset(self.target, name, self.preset), _given(self))
             for name in self.samplers
         ]
         cells = comparison.grid(bases, self.thresholds, self.step_sizes, self.noise_scales)
@@ -335,8 +359,14 @@ def main(args: Sequence[str] | None = None) -> int:
         command.run()
     except SettingsError as error:
         return _fail(str(error), 2)
+    except comparison.WorkerDiedError as error:
+        return _fail(f"{error} Go on: the same command and --resume", 1)
     except (CheckpointError, DivergedError, NonFiniteError, OSError) as error:
         return _fail(str(error), 1)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        return _fail("not enough memory for that many samples or chains", 1)
     except (_Interrupted, KeyboardInterrupt) as error:
         return _fail(str(error) or "stopped", 130)
     return 0

@@ -9,13 +9,15 @@ import multiprocessing
 import signal
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from stanley_fast import plots, runs
-from stanley_fast.experiments import TARGETS, ToyConfig
+from stanley_fast.experiments import TARGETS, SettingsError, ToyConfig
 from stanley_fast.trainer import DivergedError
 
 # The figure of quality that says most about a target, and what it is.
@@ -23,6 +25,10 @@ SHOWN = {
     "rings": ("ring_share", "share of samples on a ring"),
     "gmm": ("mode_share", "share of samples at a mode"),
 }
+
+
+class WorkerDiedError(RuntimeError):
+    """The process of a run ended without a word."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +111,15 @@ def compare(
     Returns:
         The cells, in the order of `configs`.
 
-    Raises FileExistsError: the folder holds a comparison, and `resume` is False.
+    Raises:
+        SettingsError: two cells are the same.
+        FileExistsError: the folder holds a comparison, and `resume` is False.
+        WorkerDiedError: the process of a run was killed.
     """
+    names = [run_name(config) for config in configs]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SettingsError(f"the cells of a grid must differ, but {twice} is there twice")
     if not resume and next(folder.glob("*/config.json"), None) is not None:
         raise FileExistsError(f"{folder} already holds a comparison")
     tasks = [
@@ -152,12 +165,19 @@ def _in_parallel(tasks: Sequence[_Task], jobs: int, progress: bool) -> Iterator[
 
     context = multiprocessing.get_context("spawn")  # a fork of a threaded torch may hang
     with (
-        context.Pool(min(jobs, len(tasks)), _start_worker) as pool,
+        ProcessPoolExecutor(min(jobs, len(tasks)), context, _start_worker) as pool,
         tqdm(total=len(tasks), unit="run", disable=not progress, dynamic_ncols=True) as bar,
     ):
-        for run in pool.imap(_run, tasks):
-            bar.update()
-            yield run
+        try:
+            for run in pool.map(_run, tasks):
+                bar.update()
+                yield run
+        except BrokenProcessPool as error:
+            raise WorkerDiedError("the process of a run was killed: out of memory?") from error
+        except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
 
 
 def _start_worker() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -84,7 +85,6 @@ def train(
         _remove_run(folder)
     elif (folder / "config.json").exists():
         raise FileExistsError(f"{folder} already holds a run")
-    _write(folder / "config.json", json.dumps(asdict(config), indent=2) + "\n")
     trainer = Trainer(
         new_model(config.seed),
         TARGETS[config.target]().sample,
@@ -100,12 +100,21 @@ def train(
         checkpoint_every=100,  # a few seconds' work
         log_every=10,
         max_gap=MAX_GAP,
+        grad_clip=config.grad_clip,
+        data_noise=config.data_noise,
+        energy_l2=config.energy_l2,
         progress=progress,
         notes={"config": asdict(config)},
     )
     if resume and (folder / "checkpoint.pt").exists():
         trainer.resume()
         trainer.notes["config"] = asdict(config)  # iterations may have changed
+        if config.iterations < trainer.iteration:
+            raise SettingsError(
+                f"iterations must be at least the {trainer.iteration} that are done, "
+                f"got {config.iterations}"
+            )
+    _write(folder / "config.json", json.dumps(asdict(config), indent=2) + "\n")
     try:
         trainer.fit(config.iterations)
     finally:
@@ -225,7 +234,12 @@ def load_learned(path: str | os.PathLike[str]) -> Learned:
 
 def snapshots(folder: Path) -> list[plots.Snapshot]:
     """What the run in `folder` had learned at each evaluation but that of the start."""
-    learned = [load_learned(path) for path in sorted((folder / "snapshots").glob("*.pt"))]
+    learned = []
+    for path in sorted((folder / "snapshots").glob("*.pt")):
+        try:
+            learned.append(load_learned(path))
+        except checkpoint.CheckpointError as error:  # a picture must not stop a run
+            warnings.warn(f"left out of the picture: {error}", RuntimeWarning, stacklevel=2)
     return [
         plots.Snapshot(each.iteration, learned_density(each.f, each.config), each.samples)
         for each in learned
@@ -268,7 +282,7 @@ def _remove_run(folder: Path) -> None:
         "figure1.png",
         "loss.png",
     )
-    for name in (*left, "snapshots/*.pt", "tensorboard/events.out.tfevents.*"):
+    for name in (*left, "snapshots/*.pt", "samples/samples.*", "tensorboard/events.out.tfevents.*"):
         for path in [*folder.glob(name), *folder.glob(f"{name}.tmp")]:  # .tmp is left by a crash
             path.unlink()
 

@@ -42,6 +42,9 @@ class DivergedError(RuntimeError):
         self.iteration = iteration
         self.last_good = last_good
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.iteration, str(self), self.last_good)
+
 
 class Trainer:
     """Fits f to data by Algorithm 1.
@@ -230,26 +233,34 @@ class Trainer:
             raise self._diverged(self.iteration + 1, f"NaN or infinity among {figures}")
         if abs(metrics["gap"]) > self.max_gap:
             what = f"the energy gap {metrics['gap']:.4g} is beyond max_gap = {self.max_gap:g}"
-            raise self._diverged(self.iteration + 1, what)
+            raise self._diverged(self.iteration + 1, what, lagging=metrics["gap"] > 0)
 
-    def _diverged(self, iteration: int, what: str) -> DivergedError:
+    def _diverged(self, iteration: int, what: str, lagging: bool = False) -> DivergedError:
         """Writes the state before the failed iteration, if it is good; says what to try."""
-        last_good = self._checkpoint_path()
-        if last_good is not None and iteration > self.iteration and self._is_finite():
-            last_good = last_good.with_name("last_good.pt")
-            checkpoint.save(last_good, self.state_dict())
-        where = "" if last_good is None else f" The last good state is in {last_good}."
-        method = (
-            "smaller step_size or noise_scale, or grad_clamp"
-            if isinstance(self.sampler, Langevin)
-            else "smaller noise_scale or larger threshold (a transition drifts by at most "
-            "step_size * threshold / 2)"
-        )
+        last_good, where = self._checkpoint_path(), ""
+        if last_good is not None:
+            earlier = ""
+            if iteration > self.iteration and self._is_finite():
+                earlier = f", an earlier one in {last_good.name}"
+                last_good = last_good.with_name("last_good.pt")
+                checkpoint.save(last_good, self.state_dict())
+            where = f" The last good state is in {last_good}{earlier}."
         return DivergedError(
             iteration,
             f"training diverged at iteration {iteration}: {what}.{where} Try a smaller learning "
-            f"rate, grad_clip, energy_l2, or of the sampler: {method}.",
+            f"rate, grad_clip, energy_l2, or {self._advice(lagging)}.",
             last_good,
+        )
+
+    def _advice(self, lagging: bool) -> str:
+        """What to change about the chains: they lag behind the data, or they blow up."""
+        if not lagging:
+            return "of the sampler a smaller step_size or noise_scale"
+        if isinstance(self.sampler, Langevin):
+            return "more steps or a larger step_size, so that chains get as far as the data"
+        return (
+            "more steps or a larger threshold or step_size, so that chains get as far as the data "
+            "(a transition drifts by at most step_size * threshold / 2)"
         )
 
     def _is_finite(self) -> bool:
@@ -290,12 +301,17 @@ class Trainer:
         Raises:
             ValueError: neither path nor folder.
             FileNotFoundError, CheckpointError: see `checkpoint.load`.
-            RuntimeError: the checkpoint is of another f.
+                Or the checkpoint is of something else.
         """
         path = self._checkpoint_path() if path is None else Path(path)
         if path is None:
             raise ValueError("path must be given when the trainer has no folder")
-        self.load_state_dict(checkpoint.load(path))
+        state = checkpoint.load(path)
+        try:
+            self.load_state_dict(state)
+        except (KeyError, ValueError, RuntimeError) as error:
+            reason = checkpoint.first_line(error)
+            raise checkpoint.CheckpointError(f"{path} is of another run: {reason}") from error
         self._folder_is_ours = path.resolve().parent == (self.folder and self.folder.resolve())
 
     def state_dict(self) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -159,3 +161,19 @@ def test_a_comparison_is_resumed_with_more_seeds(compared: tuple[Path, list[Cell
     (after,) = comparison.compare([STANLEY], (0, 2), folder, resume=True, progress=False)
     assert after.runs[0] == before.runs[0]
     assert after.runs[1].figures.keys() == {2, 4}
+
+
+def test_equal_cells_are_refused(tmp_path: Path) -> None:
+    base = preset("rings", "stanley")
+    with pytest.raises(SettingsError, match="is there twice"):
+        comparison.compare([base, base], [0], tmp_path)
+
+
+def test_a_killed_process_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "_run", kill_oneself)
+    with pytest.raises(comparison.WorkerDiedError, match="was killed"):
+        comparison.compare([preset("rings", "stanley")], [0], tmp_path, progress=False)
+
+
+def kill_oneself(task: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -62,7 +62,9 @@ def test_divergence_stops_with_the_last_good_state(
     assert error.iteration == 13
     assert str(error).startswith("training diverged at iteration 13: ")
     assert "learning rate" in str(error)
-    assert "larger threshold" in str(error)
+    lagging = "the energy gap" in message and "-" not in message
+    advice = "larger threshold" if lagging else "smaller step_size or noise_scale"
+    assert advice in str(error)
     assert str(tmp_path / "last_good.pt") in str(error)
     assert error.last_good == tmp_path / "last_good.pt"
     assert checkpoint.load(tmp_path / "checkpoint.pt")["iteration"] == 10
@@ -92,7 +94,7 @@ def test_a_gradient_that_is_not_finite_is_divergence() -> None:
 
 def test_advice_for_langevin_and_without_a_folder() -> None:
     trainer = make(Breaks(1, math.nan, False), sampler=Langevin(0.1))
-    with pytest.raises(DivergedError, match="step_size or noise_scale, or grad_clamp") as caught:
+    with pytest.raises(DivergedError, match="smaller step_size or noise_scale") as caught:
         trainer.fit(3)
     assert caught.value.last_good is None
     assert "last good" not in str(caught.value)

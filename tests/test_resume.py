@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from training import ADAM, IN_13, make, net, rows, weights
 
 from stanley_fast import checkpoint
-from stanley_fast.energies import MLPEnergy
+from stanley_fast.energies import MLPEnergy, Rings
 from stanley_fast.starts import DataStart, NoiseStart, ReplayBuffer
 from stanley_fast.trainer import Trainer
 
@@ -51,17 +51,25 @@ def momentum(parameters: object) -> torch.optim.Optimizer:
 def test_a_resumed_run_is_the_whole_run(
     tmp_path: Path, make_f: Callable, start: Callable, optimizer: Callable, stop: int
 ) -> None:
-    def run(folder: str) -> Trainer:
+    def run(folder: str, stop: int | None = None) -> Trainer:
+        def data(n: int, key: Tensor) -> Tensor:
+            if trainer.iteration == stop:
+                raise InterruptedError
+            return Rings().sample(n, key)
+
         torch.manual_seed(1)
-        return make(
-            make_f(), start=start(), optimizer=optimizer, folder=tmp_path / folder,
+        trainer = make(
+            make_f(), data=data, start=start(), optimizer=optimizer, folder=tmp_path / folder,
             evaluate=lambda t: {"quality": float(weights(t.f).sum())}, evaluate_every=4,
         )  # fmt: skip
+        return trainer
 
     whole = run("whole")
     whole.fit(24)
-    first = run("parts")
-    first.fit(stop)
+    first = run("parts", stop)
+    with pytest.raises(InterruptedError):
+        first.fit(24)
+    first.save()
     torch.manual_seed(99)  # another process
     second = run("parts")
     second.resume()
@@ -128,7 +136,7 @@ def test_resume_errors(tmp_path: Path) -> None:
         make(folder=tmp_path).resume()
     make(folder=tmp_path).fit(1)
     other = make(MLPEnergy((2, 8, 1)), folder=tmp_path)
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"of another run: .* MLPEnergy"):
         other.resume()
 
 

@@ -101,14 +101,14 @@ def test_the_settings_alone_decide_the_run(finished: Path, tmp_path: Path) -> No
 
 
 def test_another_seed_gives_another_run(finished: Path, tmp_path: Path) -> None:
-    runs.train(dataclasses.replace(TINY, seed=1, iterations=1), tmp_path, progress=False)
+    runs.train(dataclasses.replace(TINY, seed=1, iterations=2), tmp_path, progress=False)
     first, other = runs.read_metrics(finished)[0], runs.read_metrics(tmp_path)[0]
     assert first["ring_share"] != other["ring_share"]
     assert first["ring_share_floor"] != other["ring_share_floor"]
 
 
 def test_a_longer_run_resumed_is_the_run_at_once(finished: Path, tmp_path: Path) -> None:
-    runs.train(dataclasses.replace(TINY, iterations=3), tmp_path, progress=False)
+    runs.train(dataclasses.replace(TINY, iterations=4), tmp_path, progress=False)
     runs.train(TINY, tmp_path, resume=True, progress=False)
     assert (tmp_path / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
     assert names(tmp_path) == names(finished)
@@ -141,7 +141,7 @@ def test_overwriting_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
         (tmp_path / name).write_text("keep")
     runs.train(TINY, tmp_path, progress=False)
     (tmp_path / "checkpoint.pt.tmp").write_text("left by a crash")
-    short = dataclasses.replace(TINY, iterations=1)
+    short = dataclasses.replace(TINY, evaluate_every=6)
     runs.train(short, tmp_path, overwrite=True, progress=False)
     assert names(tmp_path) == {
         "mine.txt",
@@ -150,6 +150,9 @@ def test_overwriting_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
         "metrics.csv",
         "checkpoint.pt",
         "snapshots/000000.pt",
+        "snapshots/000006.pt",
+        "figure1.png",
+        "loss.png",
     }
     assert runs.load_learned(tmp_path).config == short
 
@@ -202,3 +205,20 @@ def test_generate_takes_other_steps() -> None:
     assert not torch.equal(
         runs.generate(f, TINY, 10, key, steps=4), runs.generate(f, TINY, 10, key)
     )
+
+
+def test_resuming_with_fewer_iterations_than_done(finished: Path) -> None:
+    before = (finished / "config.json").read_text()
+    fewer = dataclasses.replace(TINY, iterations=2)
+    with pytest.raises(SettingsError, match="iterations must be at least the 6 that are done"):
+        runs.train(fewer, finished, resume=True, progress=False)
+    assert (finished / "config.json").read_text() == before
+
+
+def test_a_damaged_snapshot_does_not_stop_a_run(tmp_path: Path) -> None:
+    runs.train(TINY, tmp_path, progress=False)
+    (tmp_path / "snapshots" / "000002.pt").write_bytes(b"PK damaged")
+    longer = dataclasses.replace(TINY, iterations=8)
+    with pytest.warns(RuntimeWarning, match=r"left out of the picture: .*000002\.pt"):
+        runs.train(longer, tmp_path, resume=True, progress=False)
+    assert [shot.iteration for shot in runs.snapshots(tmp_path)] == [4, 6, 8]
