@@ -125,12 +125,13 @@ def sample(
     diary = _Diary(z0, record, steps, keep_every, callback)
 
     bare = steps - backprop_steps
-    with _eval_mode(f), torch.no_grad():
+    owner = getattr(f, "__self__", f)  # the module, if f is a bound method of one
+    with _eval_mode(owner), torch.no_grad():
         with torch.enable_grad():  # a copy that is part of z0's graph, where one is wanted
             z = z0.clone(memory_format=torch.contiguous_format)
         if bare:
             z = z.detach().requires_grad_()
-        with _frozen_parameters(f):
+        with _frozen_parameters(owner):
             for k in range(bare):
                 z = run.transition(z, k, diary, differentiable=False)
         with torch.enable_grad():

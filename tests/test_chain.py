@@ -467,3 +467,20 @@ def test_compiled_f_gives_the_same_chain(f: MLPEnergy, z0: Tensor) -> None:
     got = sample(f, z0, Stanley(0.3), 4, key=sf.key(7), compile=True).z
     # Four steps of a net whose kernels round differently: a few units in the last place of each.
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_method_of_a_module_runs_in_eval_mode_too() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(2, 1), nn.Dropout(0.5))
+
+        def log_density(self, z: Tensor) -> Tensor:
+            assert not self.training
+            assert not self.net[0].weight.requires_grad
+            return self.net(z)[:, 0]
+
+    model = Model()
+    sample(model.log_density, torch.zeros(3, 2), Stanley(0.1), 2, key=sf.key(0))
+    assert model.training
+    assert model.net[0].weight.requires_grad
