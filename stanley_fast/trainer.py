@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -22,6 +17,7 @@ from stanley_fast.checkpoint import MetricsLog
 from stanley_fast.reference import STREAM_NOISE, STREAM_STARTS
 from stanley_fast.samplers import Langevin, Sampler
 from stanley_fast.starts import Start
+from stanley_fast.terminal import interrupt_held, progress_bar
 
 Data = Tensor | Callable[[int, Tensor], Tensor]
 MakeOptimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
@@ -166,8 +162,8 @@ class Trainer:
         self._claim_folder()
         with (
             MetricsLog(self.folder, self._columns(), self.iteration) as log,
-            _progress_bar(iterations, self.iteration, self.progress) as advance_bar,
-            _interrupt_held() as interrupted,
+            progress_bar(iterations, self.iteration, self.progress) as advance_bar,
+            interrupt_held() as interrupted,
         ):
             if self.iteration == 0:
                 self._log(log)
@@ -357,47 +353,6 @@ def _figures(**values: Tensor) -> dict[str, float]:
     numbers = torch.stack([v.detach() for v in values.values()]).tolist()
     figures = dict(zip(values, numbers, strict=True))
     return {"gap": figures["f_data"] - figures["f_chain"], **figures}
-
-
-@contextmanager
-def _progress_bar(total: int, done: int, show: bool) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr; call it with the energy gap after each iteration."""
-    if not show or importlib.util.find_spec("tqdm") is None:
-        yield lambda gap: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, initial=done, dynamic_ncols=True) as bar:
-
-        def advance(gap: float) -> None:
-            bar.set_postfix_str(f"gap {gap:+.3f}", refresh=False)
-            bar.update()
-
-        yield advance
-
-
-@contextmanager
-def _interrupt_held() -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event and nothing else; the second raises as usual.
-
-    Does nothing outside the main thread, or where someone else handles Ctrl-C.
-    """
-    held = threading.Event()
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield held
-        return
-
-    def hold(number: int, frame: FrameType | None) -> None:
-        if held.is_set():
-            raise KeyboardInterrupt
-        held.set()
-
-    signal.signal(signal.SIGINT, hold)
-    try:
-        yield held
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _check_types(f: object, data: object, sampler: object, start: object) -> None:

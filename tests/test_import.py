@@ -19,7 +19,7 @@ MODULES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__i
 
 # A module may import from the layers above it here, never from its own or a later one.
 LAYERS = [
-    {"checks", "backends", "checkpoint"},
+    {"checks", "backends", "checkpoint", "terminal"},
     {"reference"},
     {"keys", "library"},
     {"ops"},

@@ -1,0 +1,51 @@
+"""A run's two ties to the terminal: its progress bar and Ctrl-C."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def progress_bar(total: int, done: int, show: bool) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr; call it with the energy gap after each iteration."""
+    if not show or importlib.util.find_spec("tqdm") is None:
+        yield lambda gap: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, initial=done, dynamic_ncols=True) as bar:
+
+        def advance(gap: float) -> None:
+            bar.set_postfix_str(f"gap {gap:+.3f}", refresh=False)
+            bar.update()
+
+        yield advance
+
+
+@contextmanager
+def interrupt_held() -> Iterator[threading.Event]:
+    """The first Ctrl-C sets the event and nothing else; the second raises as usual.
+
+    Does nothing outside the main thread, or where someone else handles Ctrl-C.
+    """
+    held = threading.Event()
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield held
+        return
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if held.is_set():
+            raise KeyboardInterrupt
+        held.set()
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield held
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
