@@ -69,8 +69,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} is no checkpoint of stanley-fast: it holds more than tensors and plain "
-            "values, and loading it could run code"
+            f"{path} is no checkpoint of stanley-fast: it is no archive of tensors and "
+            "plain values, and loading anything else could run code"
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or damaged: {first_line(error)}") from error

@@ -214,7 +214,7 @@ def normal(
     """Standard normals from a key: with stream 0, the very xi that the steps use.
 
     Philox4x32-10 and Box-Muller. A value depends on key, step, stream, its index and `total` alone:
-    not on backend, thread count, strides or device.
+    not on thread count or strides; between backends and CPUs it differs by rounding.
 
     Args:
         shape: the result's shape.
