@@ -16,8 +16,9 @@ struct StepArgs {
   using T = Compute<S>;
   const S* z;  // backward: null where no clamp could have cut
   const S* grad;
-  const T* gamma;  // one, or one per element; null if adaptive
-  T threshold, step_size, noise_scale, lo, hi;
+  const T* gamma;           // one, or one per element; null if adaptive
+  T threshold, root_scale;  // if adaptive; sqrt(step_size * threshold)
+  T noise_scale, lo, hi;
   Gamma kind;
   bool script;
   Noise noise;

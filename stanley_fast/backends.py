@@ -49,7 +49,7 @@ def _not_built(name: str) -> str | None:
     if name in ("cpp", "cuda"):
         reason = _load()
         if reason is None and name == "cuda":
-            if not hasattr(ctypes.CDLL(str(LIBRARY)), "stanley_fast_cuda_architectures"):
+            if not torch._C._dispatch_has_kernel_for_dispatch_key("stanley_fast::normal_", "CUDA"):
                 reason = (
                     "the library was built without CUDA: there was no nvcc, or STANLEY_FAST_CUDA=0"
                 )
