@@ -4,10 +4,9 @@
 #include <cstdint>
 
 #include "half.h"
+#include "step.h"
 
 namespace stanley {
-
-enum class Gamma { kAdaptive, kScalar, kTensor };
 
 // S is the state's type. `Noise` says where the state's noise lies in its key's sequence. All
 // pointers are to contiguous elements on the kernel's device.

@@ -7,6 +7,7 @@
 namespace stanley {
 
 enum class Update { kPaper, kScript };
+enum class Gamma { kAdaptive, kScalar, kTensor };  // by Eq. 4, one for all, one per element
 
 // As square_root: on a GPU good to 2 ulp.
 STANLEY_HD float quotient(float x, float y) {
@@ -85,10 +86,11 @@ STANLEY_HD Rate<T> given_rate(T gamma) {
 }
 
 // Eq. 5, or the author's script's form of it; noise is noise_scale * xi.
-template <Update update, class T>
+template <Gamma kind, Update update, class T>
 STANLEY_HD T move(T z, T grad, Rate<T> rate, T noise) {
-  if (update == Update::kPaper) return z + rate.root * (rate.root * T(0.5) * grad + noise);
-  return z + rate.gamma * (grad + noise);
+  if (update == Update::kScript) return z + rate.gamma * (grad + noise);
+  if (kind == Gamma::kAdaptive) return z + rate.root * (rate.root * T(0.5) * grad + noise);
+  return z + (rate.gamma * T(0.5) * grad + rate.root * noise);
 }
 
 // d move / d grad with gamma fixed.

@@ -2,7 +2,6 @@
 // it; the loops are plain C++ that the compiler vectorises.
 #include "kernels.h"
 
-#include "../step.h"
 #include "noise.h"
 
 namespace stanley::cpu {
@@ -43,7 +42,7 @@ void step_loop(const StepArgs<S>& args, int64_t begin, int64_t end) {
     for (int64_t i = 0; i < n; ++i) {
       const T g = widen(grad[i]);
       const Rate<T> rate = rate_at<kind>(a, scalar, g, at + i);
-      const T moved = move<update>(widen(z[i]), g, rate, a.noise_scale * xi[i]);
+      const T moved = move<kind, update>(widen(z[i]), g, rate, a.noise_scale * xi[i]);
       narrow(bound(moved, a.lo, a.hi), out + i);
     }
   }
@@ -66,7 +65,7 @@ void backward_loop(const StepArgs<S>& args, int64_t begin, int64_t end) {
       const T incoming = widen(a.grad_out[e]);
       bool cut = false;
       if (a.z) {
-        const T moved = move<update>(widen(a.z[e]), grad, rate, noise);
+        const T moved = move<kind, update>(widen(a.z[e]), grad, rate, noise);
         cut = moved < a.lo || moved > a.hi;
         narrow(cut ? T(0) : incoming, a.grad_z + e);
       }

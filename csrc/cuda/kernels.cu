@@ -5,7 +5,6 @@
 // cuts longer states into parts.
 #include <type_traits>
 
-#include "../step.h"
 #include "kernels.h"
 
 namespace stanley::cuda {
@@ -128,7 +127,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int j = 0; j < kSize; ++j) {
       const T g = widen(grad[t].v[j]), noise = a.noise_scale * xi[j];
       const Rate<T> rate = rate_at<kind>(a, scalar, g, gamma[t].v[j]);
-      const T moved = move<update>(widen(z[t].v[j]), g, rate, noise);
+      const T moved = move<kind, update>(widen(z[t].v[j]), g, rate, noise);
       narrow(bound(moved, a.lo, a.hi), &z[t].v[j]);
     }
     part.group(t).store(a.out, z[t]);
@@ -156,7 +155,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int j = 0; j < kSize; ++j) {
       const T g = widen(grad.v[j]), noise = a.noise_scale * xi[j];
       const Rate<T> rate = rate_at<kind>(a, scalar, g, gamma.v[j]);
-      const T moved = move<update>(widen(z.v[j]), g, rate, noise);
+      const T moved = move<kind, update>(widen(z.v[j]), g, rate, noise);
       const bool cut = a.z && (moved < a.lo || moved > a.hi);
       const T incoming = cut ? T(0) : widen(out.v[j]);
       const T by_grad = kind == Gamma::kAdaptive
