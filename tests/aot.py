@@ -1,0 +1,104 @@
+"""Compiles the Triton kernels for a GPU that need not be there, and reads the machine code.
+
+    python aot.py ARCH OPERATION-DTYPE ...
+
+prints a JSON object: for each case registers, stack and local memory, and how often each machine
+instruction occurs. An operation runs through `kernels.launch` on CPU tensors, Triton being told
+that there is such a GPU and to stop where it would launch: what is read is what a GPU would run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from stanley_fast.kernels import launch
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+KEY = torch.zeros(2, dtype=torch.int64)
+PAPER, SCRIPT = ((0.5, -1.0, 1.0, script, 0, None) for script in (False, True))
+
+# z, and a stepsize for each of its elements.
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "stanley_step": lambda z, gamma: launch.stanley_step(z, z, KEY, 0, 1.0, 1.0, *PAPER),
+    "script_step": lambda z, gamma: launch.stanley_step(z, z, KEY, 0, 1.0, 1.0, *SCRIPT),
+    "langevin_step": lambda z, gamma: launch.langevin_step(z, z, gamma[:1], KEY, 0, *PAPER),
+    "frozen_step": lambda z, gamma: launch.langevin_step(z, z, gamma, KEY, 0, *PAPER),
+    "stanley_backward": lambda z, gamma: launch.stanley_step_backward(
+        z, None, z, KEY, 0, 1.0, 1.0, *PAPER
+    ),
+    "clamped_stanley_backward": lambda z, gamma: launch.stanley_step_backward(
+        z, z, z, KEY, 0, 1.0, 1.0, *PAPER
+    ),
+    "frozen_backward": lambda z, gamma: launch.langevin_step_backward(
+        z, None, z, gamma, KEY, 0, *PAPER
+    ),
+    "clamped_langevin_backward": lambda z, gamma: launch.langevin_step_backward(
+        z, z, z, gamma[:1], KEY, 0, *PAPER
+    ),
+    "normal": lambda z, gamma: launch.normal_(z, KEY, 0, 0, 0, None),
+    "normal_from_lane_1": lambda z, gamma: launch.normal_(z, KEY, 0, 0, 1, 4000),
+    "stepsize": lambda z, gamma: launch.stepsize(z, 1.0, 1.0),
+    # What must not happen, to see that it would be seen.
+    "unaligned_step": lambda z, gamma: OPERATIONS["stanley_step"](z[1:], gamma[1:]),
+    "starved_step": lambda z, gamma: OPERATIONS["stanley_step"](z, gamma),
+}
+
+
+def compile_for(arch: int, operation: str, dtype: torch.dtype) -> Any:
+    """The kernel that `operation` would launch."""
+    triton.runtime.driver.set_active(
+        SimpleNamespace(
+            get_current_device=lambda: 0,
+            get_current_stream=lambda device: 0,
+            get_current_target=lambda: GPUTarget("cuda", arch, 32),
+        )
+    )
+    options = {"maxnreg": 24} if operation == "starved_step" else {}
+    kernels = []
+
+    def compile_only(kernel: Any, grid: Any) -> Callable[..., None]:
+        return lambda **args: kernels.append(kernel.warmup(grid=grid, **args, **options))
+
+    JITFunction.__getitem__ = compile_only
+    z = torch.zeros(3000, dtype=dtype)
+    gamma = torch.ones(3000, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    OPERATIONS[operation](z, gamma)
+    (kernel,) = kernels
+    return kernel
+
+
+def read(kernel: Any) -> dict[str, Any]:
+    """What the machine code uses, from NVIDIA's own disassembler, which is in Triton's wheel."""
+    path = Path(f"{kernel.hash}.cubin")
+    path.write_bytes(kernel.asm["cubin"])
+
+    def dump(what: str) -> str:
+        command = [str(CUOBJDUMP), what, str(path)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    used = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", dump("-res-usage")))
+    code = re.findall(r"/\*[0-9a-f]{4,}\*/ +(?:@!?\w+ +)?([A-Z]\w*(?:\.\w+)*)", dump("-sass"))
+    count = Counter(op for op in code if op != "NOP")
+    return {**{name.lower(): int(n) for name, n in used.items()}, "code": count}
+
+
+if __name__ == "__main__":
+    found = {}
+    for case in sys.argv[2:]:
+        operation, _, dtype = case.rpartition("-")
+        found[case] = read(compile_for(int(sys.argv[1]), operation, getattr(torch, dtype)))
+    print(json.dumps(found))
