@@ -1,8 +1,9 @@
-"""Builds the compiled library; everything else about the package is in pyproject.toml.
+"""Builds the compiled library and the host module; all else about the package is in pyproject.toml.
 
-One shared library on LibTorch's stable ABI, so that the same binary works with every torch from
-2.11 on. Plain setuptools: torch's own extension classes tie a build to one torch and refuse CUDA
-sources beside a CPU torch.
+_library.so holds the kernels, on LibTorch's stable ABI: the same binary works with every torch from
+2.11 on and with every Python. Plain setuptools: torch's own extension classes tie a build to one
+torch and refuse CUDA sources beside a CPU torch. _host binds the headers below those kernels to
+NumPy. pybind11 ties it to one Python, so a wheel is for one Python too.
 
     CXX                   the C++ compiler; without one the package installs with the reference only
     STANLEY_FAST_CPP=1    fail if there is no C++ compiler
@@ -12,6 +13,7 @@ sources beside a CPU torch.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -19,21 +21,28 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-TORCH_TARGET = "0x020b000000000000"  # 2.11, the oldest torch the library runs with
+LIBRARY, HOST = "stanley_fast._library", "stanley_fast._host"
+OLDEST_TORCH = (2, 11)  # that the library is built with and runs with
 
 # -fno-trapping-math lets the compiler vectorise selects; NaN and infinity keep their meaning.
 CXX_FLAGS = shlex.split(
-    "-std=c++20 -O3 -fPIC -fvisibility=hidden -Wall -fno-math-errno -fno-trapping-math"
+    "-std=c++20 -O3 -fPIC -fvisibility=hidden -Wall -Wno-psabi -fno-math-errno -fno-trapping-math"
 )
 NVCC_FLAGS = shlex.split("-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden")
+# CUDA's runtime, which nvcc finds, is linked statically, so that the library loads without CUDA.
+CUDA_LINK = shlex.split("-cudart static --no-device-link")
+PER_LEVEL = {"kernels.cpp"}  # in csrc/cpu, compiled for each vector level
 LEVELS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],
@@ -53,6 +62,9 @@ class Edge(NamedTuple):
     depfile: str = ""
 
 
+# What there is to build with and for --------------------------------------------------------------
+
+
 def compiler() -> list[str] | None:
     """The C++ compiler as a command, or None."""
     asked = os.environ.get("CXX")
@@ -65,22 +77,33 @@ def compiler() -> list[str] | None:
     return None
 
 
-def nvcc() -> str | None:
-    """The CUDA compiler, or None; whatever build of torch is installed, and with no GPU present."""
+@cache
+def nvcc() -> tuple[str, str] | tuple[None, str]:
+    """The CUDA compiler and its version, or None and why; with any torch, and with no GPU."""
     asked = os.environ.get("STANLEY_FAST_CUDA")
     if asked == "0":
-        return None
-    homes = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"]
-    found = shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(map(str, homes)))
-    if found is None and asked == "1":
-        sys.exit("stanley-fast: STANLEY_FAST_CUDA=1, but nvcc is neither on PATH nor in CUDA_HOME")
-    return found
+        return None, "STANLEY_FAST_CUDA=0"
+    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    found = shutil.which("nvcc") or shutil.which("nvcc", path=str(home / "bin"))
+    if found is None:
+        why_not = "nvcc is neither on PATH nor in CUDA_HOME"
+        if asked == "1":
+            sys.exit(f"stanley-fast: STANLEY_FAST_CUDA=1, but {why_not}")
+        return None, why_not
+    says = subprocess.run([found, "--version"], check=True, capture_output=True, text=True).stdout
+    return found, says.split(" V")[-1].split()[0]
+
+
+def architectures() -> list[str]:
+    """Those to compile for, in torch's notation; its list has spaces or semicolons between."""
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0;9.0+PTX"
+    return asked.replace(";", " ").split()
 
 
 def gencode() -> list[str]:
-    """nvcc's flags for TORCH_CUDA_ARCH_LIST, in torch's own notation: "8.0 9.0+PTX" or with ;."""
+    """nvcc's flags for `architectures`."""
     flags = []
-    for arch in os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX").replace(";", " ").split():
+    for arch in architectures():
         number = arch.removesuffix("+PTX").replace(".", "")
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if arch.endswith("+PTX"):
@@ -88,41 +111,93 @@ def gencode() -> list[str]:
     return flags
 
 
-def edge(command: list[str], source: Path, target: Path) -> Edge:
-    depfile = f"{target}.d"
-    words = [*command, "-MMD", "-MF", depfile, "-c", str(source), "-o", str(target)]
-    return Edge(words, [str(source)], str(target), depfile)
+def needed(module: str) -> ModuleType:
+    """A build requirement; without build isolation it may be missing."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        name = error.name or module
+        sys.exit(f"stanley-fast: the build needs {name}: pip install {name}")
 
 
-def compile_edges(cxx: list[str], cuda: str | None, build: Path) -> list[Edge]:
-    """One edge per object file."""
-    from torch.utils import cpp_extension  # only where there is something to compile
-
-    includes = [f"-I{path}" for path in cpp_extension.include_paths()]
-    cxx = [*cxx, *CXX_FLAGS, f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *includes]
-    levels = LEVELS if platform.machine() in ("x86_64", "AMD64") else {"baseline": []}
-    edges = []
-    for source in sorted(ROOT.glob("csrc/**/*.cpp")):
-        name = "_".join(source.relative_to(ROOT / "csrc").parts)
-        if source.parent.name == "cuda" and cuda is None:
-            continue
-        if name == "cpu_kernels.cpp":  # compiled once per vector level
-            for level, flags in levels.items():
-                command = [*cxx, f"-DSTANLEY_LEVEL={level}", *flags]
-                edges.append(edge(command, source, build / f"{name}.{level}.o"))
-        else:
-            edges.append(edge(cxx, source, build / f"{name}.o"))
-    for source in sorted(ROOT.glob("csrc/**/*.cu")) if cuda else []:
-        name = "_".join(source.relative_to(ROOT / "csrc").parts)
-        edges.append(edge([cuda, *NVCC_FLAGS, *gencode()], source, build / f"{name}.o"))
-    return edges
+def torch_version() -> str:
+    version = str(needed("torch").__version__)
+    if tuple(map(int, version.split(".")[:2])) < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        sys.exit(f"stanley-fast: the build needs torch {oldest} or later, found {version}")
+    return version
 
 
-class BuildLibrary(build_ext):
+def levels() -> dict[str, list[str]]:
+    """Vector levels of the CPU kernels, each with its flags."""
+    return LEVELS if platform.machine() in ("x86_64", "AMD64") else {"baseline": []}
+
+
+def variants(source: Path) -> dict[str, list[str]]:
+    """What to compile a CPU source with, by the suffixes of the object files."""
+    if source.name not in PER_LEVEL:
+        return {"": []}
+    return {f".{level}": [f"-DSTANLEY_LEVEL={level}", *f] for level, f in levels().items()}
+
+
+# What is built from what --------------------------------------------------------------------------
+
+
+def compiled(command: list[str], source: Path, build: Path, variant: str = "") -> Edge:
+    """One object file."""
+    name = "_".join(source.relative_to(ROOT / "csrc").parts)
+    target = build / f"{name}{variant}.o"
+    words = [*command, "-MMD", "-MF", f"{target}.d", "-c", str(source), "-o", str(target)]
+    return Edge(words, [str(source)], str(target), f"{target}.d")
+
+
+def linked(linker: list[str], objects: list[Edge], libraries: list[str], target: Path) -> Edge:
+    inputs = [e.output for e in objects]
+    words = [*linker, "-shared", *inputs, *libraries, "-o", str(target)]
+    return Edge(words, inputs, str(target))
+
+
+def library(cxx: list[str], build: Path, target: Path) -> list[Edge]:
+    """_library.so: kernels for the CPU and for CUDA, and their registration with torch."""
+    torch, (major, minor) = needed("torch.utils.cpp_extension"), OLDEST_TORCH
+    include = [f"-I{path}" for path in torch.include_paths()]
+    command = [*cxx, *CXX_FLAGS, f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}{0:012x}"]
+    cuda, _ = nvcc()
+    objects = []
+    for source in sorted(ROOT.glob("csrc/cpu/*.cpp")):
+        for variant, flags in variants(source).items():
+            objects.append(compiled([*command, *flags, *include], source, build, variant))
+    if cuda:
+        for source in sorted(ROOT.glob("csrc/cuda/*.cpp")):
+            objects.append(compiled([*command, *include], source, build))
+        for source in sorted(ROOT.glob("csrc/cuda/*.cu")):
+            objects.append(compiled([cuda, *NVCC_FLAGS, *gencode()], source, build))
+    libraries = [f"-L{path}" for path in torch.library_paths()] + ["-ltorch_cpu", "-lc10"]
+    return [*objects, linked([cuda, *CUDA_LINK] if cuda else cxx, objects, libraries, target)]
+
+
+def host(cxx: list[str], build: Path, target: Path) -> list[Edge]:
+    """_host: csrc's headers on NumPy arrays, without torch; it also tells how it was built."""
+    cuda, version = nvcc()
+    facts = {
+        "cuda": version if cuda else f"none: {version}",
+        "cuda_architectures": architectures() if cuda else [],
+        "vector_levels": list(levels()),
+        "torch": torch_version(),
+    }
+    literal = json.dumps(json.dumps(facts))  # JSON in a C++ string
+    headers = [needed("pybind11").get_include(), sysconfig.get_path("include")]
+    command = [*cxx, *CXX_FLAGS, f"-DSTANLEY_BUILD={literal}", *[f"-I{path}" for path in headers]]
+    objects = [compiled(command, source, build) for source in sorted(ROOT.glob("csrc/host/*.cpp"))]
+    return [*objects, linked(cxx, objects, [], target)]
+
+
+class Build(build_ext):
     """Compiles csrc/ with ninja where it is present, one file after another where it is not."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        return fullname.replace(".", "/") + ".so"
+        with_python = super().get_ext_filename(fullname)
+        return with_python if fullname.endswith("_host") else fullname.replace(".", "/") + ".so"
 
     def run(self) -> None:
         if compiler() is None:
@@ -131,29 +206,16 @@ class BuildLibrary(build_ext):
             return
         super().run()
 
-    def build_extension(self, ext: Extension) -> None:
-        from torch.utils import cpp_extension
-
+    def build_extensions(self) -> None:
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
-        library = Path(self.get_ext_fullpath(ext.name)).resolve()
-        library.parent.mkdir(parents=True, exist_ok=True)
-        cxx, cuda = compiler() or [], nvcc()
-        cuda = cuda if any(ROOT.glob("csrc/**/*.cu")) else None
-        edges = compile_edges(cxx, cuda, build)
-        objects = [e.output for e in edges]
-        # nvcc knows where CUDA's runtime is; static, so that the library loads without CUDA.
-        linker = [cuda, "-cudart", "static"] if cuda else cxx
-        paths = [f"-L{path}" for path in cpp_extension.library_paths()]
-        link = [*linker, "-shared", *objects, *paths, "-ltorch_cpu", "-lc10", "-o", str(library)]
-        run_edges([*edges, Edge(link, objects, str(library))], build)
-
-
-class Wheel(bdist_wheel):
-    """The library has no Python API: one wheel serves every Python on a platform."""
-
-    def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", super().get_tag()[2]
+        cxx = compiler() or []
+        edges = []
+        for name, of in ((LIBRARY, library), (HOST, host)):
+            target = Path(self.get_ext_fullpath(name)).resolve()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            edges += of(cxx, build, target)
+        run_edges(edges, build)
 
 
 def run_edges(edges: list[Edge], build: Path) -> None:
@@ -175,6 +237,6 @@ def run_edges(edges: list[Edge], build: Path) -> None:
 
 
 setup(
-    ext_modules=[Extension("stanley_fast._library", sources=[])],
-    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel},
+    ext_modules=[Extension(LIBRARY, sources=[]), Extension(HOST, sources=[])],
+    cmdclass={"build_ext": Build},
 )

@@ -5,11 +5,12 @@ float ones are float32 or float64, the result has the argument's type. ValueErro
 be used. seed, offset and step wrap modulo 2^64.
 """
 
-from typing import Any, TypedDict
+from typing import Any, TypedDict, type_check_only
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+@type_check_only
 class BuildFacts(TypedDict):
     compiler: str
     cuda: str  # version of the CUDA compiler, or "none: " and why

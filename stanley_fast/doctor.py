@@ -19,7 +19,7 @@ EXTRAS = {
     "tensorboard": ("tensorboard",),
     "triton": ("triton",),
 }
-# Words of block 0 under three seeds, and of a block beyond 2^32; from Random123's known answers.
+# Known answers of Philox4x32-10: the words of (seed, block).
 PHILOX = {
     (0, 0): (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8),
     (42, 0): (0x9CEAF053, 0x77F5493B, 0x12BF50AD, 0x5742B3D7),
@@ -90,7 +90,7 @@ def _version(package: str) -> str:
 
 def _versions() -> dict[str, str]:
     return {
-        "stanley-fast": f"{_version('stanley-fast')} in {Path(__file__).parent}",
+        "stanley-fast": f"{_version('stanley-fast')}, in {Path(__file__).parent}",
         "Python": f"{platform.python_version()} on {platform.platform()}",
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}",
         "numpy": _version("numpy"),
@@ -116,10 +116,10 @@ def _environment() -> dict[str, str]:
 
 def _build() -> dict[str, str]:
     try:
-        from stanley_fast import _host
+        from stanley_fast._host import build_facts
     except ImportError as error:
         return {"compiled": f"no, or for another Python: {error}"}
-    facts = _host.build_facts()
+    facts = build_facts()
     return {
         "compiler": facts["compiler"],
         "CUDA compiler": facts["cuda"],
@@ -131,26 +131,29 @@ def _build() -> dict[str, str]:
 
 def _gpus() -> dict[str, str]:
     facts = {}
-    built_for = _build().get("GPU code", "none").split()
     for i in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(i)
-        code = "has code for it" if _serves(built_for, capability) else "has no code for it"
+        code = "code" if any(_serves(arch, capability) for arch in _architectures()) else "no code"
         major, minor = capability
         name = torch.cuda.get_device_name(i)
-        facts[f"cuda:{i}"] = f"{name}, capability {major}.{minor}: the library {code}"
+        facts[f"cuda:{i}"] = f"{name}, capability {major}.{minor}: the library has {code} for it"
     return facts
 
 
-def _serves(built_for: list[str], capability: tuple[int, int]) -> bool:
+def _architectures() -> list[str]:
+    try:
+        from stanley_fast._host import build_facts
+    except ImportError:
+        return []
+    return build_facts()["cuda_architectures"]
+
+
+def _serves(built_for: str, capability: tuple[int, int]) -> bool:
     """Machine code runs on later minor versions of its major one, PTX on everything later."""
-    for arch in built_for:
-        number = arch.removesuffix("+PTX")
-        if number == "none" or not number.replace(".", "").isdigit():
-            continue  # "9.0a" is for one GPU alone
-        major, minor = map(int, number.split("."))
-        if (major, minor) <= capability and (major == capability[0] or arch.endswith("+PTX")):
-            return True
-    return False
+    if built_for[-1] in "af":  # features of one GPU, or of its family
+        return False
+    major, minor = map(int, built_for.removesuffix("+PTX").split("."))
+    return (major, minor) <= capability and (major == capability[0] or built_for.endswith("+PTX"))
 
 
 # The self-check ----------------------------------------------------------------------------------

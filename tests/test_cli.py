@@ -144,17 +144,6 @@ def test_compare_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_doctor_says_what_runs_here(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert cli.main(["doctor"]) == 0
-    facts = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
-    assert torch.__version__ in facts["torch"]
-    assert facts["backend reference"].strip() == "available"
-    assert "not available: " in facts["backend cuda"]
-    assert facts["in use"].strip().endswith("for tensors on the CPU")
-
-
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -225,7 +214,7 @@ def test_every_option_has_help(command: str, capsys: pytest.CaptureFixture[str])
     out = " ".join(capsys.readouterr().out.replace("│", " ").replace("|", " ").split())
     assert "None" not in out
     options = re.findall(r"(--[a-z][a-z0-9-]*) (.*?)\(default: ", out)
-    assert len(options) == {"train": 18, "sample": 9, "compare": 18, "doctor": 0}[command]
+    assert len(options) == {"train": 18, "sample": 9, "compare": 18, "doctor": 1}[command]
     for name, text in options:
         assert len(re.findall("[A-Za-z]+", text)) >= 3, name
 

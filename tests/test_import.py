@@ -15,15 +15,16 @@ import pytest
 import stanley_fast as sf
 
 PACKAGE = Path(sf.__file__).parent
+KERNELS = Path(importlib.import_module("stanley_fast.kernels").__file__ or "").parent
 MODULES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 
 # A module may import from the layers above it here, never from its own or a later one.
 LAYERS = [
-    {"checks", "backends", "checkpoint", "terminal"},
-    {"reference"},
+    {"_host", "checks", "backends", "checkpoint", "terminal"},
+    {"kernels", "reference"},
     {"keys", "library"},
     {"ops"},
-    {"energies", "samplers"},
+    {"doctor", "energies", "samplers"},
     {"metrics", "chain"},
     {"plots", "starts"},
     {"trainer"},
@@ -42,10 +43,10 @@ def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:
     return [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
 
 
-def from_the_package(path: Path) -> set[str]:
-    """The modules of the package that a file imports, anywhere in it, under any spelling."""
+def from_the_package(nodes: list[ast.Import | ast.ImportFrom]) -> set[str]:
+    """The modules of the package that they import, under any spelling."""
     found = set()
-    for node in imports(path):
+    for node in nodes:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
@@ -59,7 +60,7 @@ def from_the_package(path: Path) -> set[str]:
     return found
 
 
-ARROWS = {name: from_the_package(path) for name, path in MODULES.items()}
+ARROWS = {name: from_the_package(imports(path)) for name, path in MODULES.items()}
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
@@ -69,6 +70,12 @@ def test_arrows_go_one_way(module: str) -> None:
     # Unknown: a public name, taken from the package instead of its module.
     above = [name for name in ARROWS[module] if LAYER.get(name, 99) >= LAYER[module]]
     assert above == []
+
+
+def test_kernels_import_checks_alone() -> None:
+    """And each other."""
+    for path in KERNELS.glob("*.py"):
+        assert from_the_package(imports(path)) <= {"checks", "kernels"}, path
 
 
 @pytest.mark.parametrize("module", ["energies", "metrics"])
