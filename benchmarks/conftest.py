@@ -1,31 +1,40 @@
-"""Prints the interleaved medians of all tests as one Markdown table."""
+"""Options of the benchmarks, and what becomes of their results."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-import torch
+import pytest
 
-from stanley_fast.backends import vector_level
-
-HEAD = (
-    "| elements | threads | form | ours, us | ns per element | naive / ours | tuned / ours |\n"
-    "|---:|---:|---|---:|---:|---:|---:|"
-)
+RESULTS = Path(__file__).parent / "results"
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="also half precision and 2^26 elements")
+    parser.addoption(
+        "--results", type=Path, default=RESULTS, help="the folder of cpu.{json,md,png}"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    from machine import facts
+
+    config.stash[FACTS] = facts()  # before anything runs: the load is other people's
+
+
+FACTS = pytest.StashKey[dict[str, object]]()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Writes the results and prints the table."""
+    from providers import ours
+    from report import Row, write
+
     session = getattr(config, "_benchmarksession", None)
     infos = [b.extra_info for b in session.benchmarks] if session else []
-    rows = [info for info in infos if "medians" in info]
-    if not rows:
-        return
-    write = terminalreporter.write_line
-    write(f"\ntorch {torch.__version__}, vector level {vector_level()}; interleaved medians\n")
-    write(HEAD)
-    for row in sorted(rows, key=lambda r: (r["size"], r["threads"], r["form"])):
-        ours, naive, tuned = (row["medians"][name] for name in ("ours", "naive", "tuned"))
-        write(
-            f"| {row['size']:,} | {row['threads']} | {row['form']} | {ours * 1e6:.1f} "
-            f"| {ours * 1e9 / row['size']:.2f} | {naive / ours:.1f} | {tuned / ours:.1f} |"
-        )
+    rows = [Row(**info["row"]) for info in infos if "row" in info]
+    if rows:
+        folder = config.getoption("--results")
+        text = write(folder, "cpu", config.stash[FACTS], rows, ours("cpu")[0])
+        terminalreporter.write_line(f"\n{text}\nwritten to {folder}")

@@ -1,9 +1,10 @@
-"""Throughput of one STANLEY step on the CPU against plain PyTorch.
+"""Throughput of one STANLEY step on the CPU against plain PyTorch and the machine's bounds.
 
-    make bench
+    make bench                   # float32 and float64, up to 2^24 elements: a few minutes
+    make bench BENCH=--full      # half precision and 2^26 elements as well
 
-Each test times our step with pytest-benchmark and stores the ratios to the baselines, from
-interleaved runs, beside it; conftest.py prints them as one table.
+Each case times every provider in turns; pytest-benchmark then times our in-place step by itself.
+conftest.py writes the results.
 """
 
 from __future__ import annotations
@@ -13,16 +14,26 @@ from typing import Any
 
 import pytest
 import torch
-from baselines import Tuned, naive
-from timing import interleaved
+from machine import cores
+from providers import BASELINES, BOUNDS, PROVIDERS, available, ours
+from report import Row
+from timing import Candidate, interleaved
 
 import stanley_fast as sf
 
-THRESHOLD, NOISE_SCALE = 0.05, 0.1
-SIZES = (200, 10_000, 196_608, 2**22)
+SIZES, FULL_SIZES = (200, 10_000, 196_608, 2**22, 2**24), (2**26,)
+DTYPES, FULL_DTYPES = ("float32", "float64"), ("float16", "bfloat16")
+THREADS = sorted({1, cores()})
+OURS = ours("cpu")
 
 
-@pytest.fixture(params=[1, 2])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    full = metafunc.config.getoption("--full")
+    metafunc.parametrize("size", SIZES + FULL_SIZES * full)
+    metafunc.parametrize("dtype", DTYPES + FULL_DTYPES * full)
+
+
+@pytest.fixture(params=THREADS)
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -31,23 +42,22 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("form", ["in place", "functional"])
-def test_stanley_step(benchmark: Any, size: int, threads: int, form: str) -> None:
+def test_stanley_step(benchmark: Any, size: int, threads: int, dtype: str) -> None:
+    reason = sf.backends()["cpp"]
+    if reason is not None:
+        pytest.skip(reason)
     key = sf.key(0)
-    z, grad = sf.normal((size,), key), 0.1 * sf.normal((size,), key, step=1)
-    step = sf.stanley_step_ if form == "in place" else sf.stanley_step
-    tuned = Tuned(z)
-
-    def ours() -> object:
-        return step(z, grad, key, threshold=THRESHOLD, noise_scale=NOISE_SCALE)
-
-    medians = interleaved(
-        {
-            "ours": ours,
-            "naive": lambda: naive(z, grad, THRESHOLD, NOISE_SCALE),
-            "tuned": lambda: tuned(z, grad, THRESHOLD, NOISE_SCALE),
-        }
-    )
-    benchmark.extra_info.update(size=size, threads=threads, form=form, medians=medians)
-    benchmark(ours)
+    z = sf.normal((size,), key).to(getattr(torch, dtype))
+    grad = 0.1 * sf.normal((size,), key, step=1).to(z.dtype)
+    names = [*BOUNDS, *(BASELINES if dtype == "float32" else ("naive",)), *OURS]
+    missing = {name: why for name in names if (why := available(name, "cpu"))}
+    torch._dynamo.reset()  # the baseline is compiled for each case, and compilations are limited
+    candidates = {
+        name: Candidate(PROVIDERS[name].make(z, grad, key), PROVIDERS[name].around)
+        for name in names
+        if name not in missing
+    }
+    medians = interleaved(candidates)
+    benchmark.extra_info["row"] = Row(size, threads, dtype, medians, missing)._asdict()
+    calls = max(1, int(0.01 / medians[OURS[0]]))
+    benchmark.pedantic(candidates[OURS[0]].run, rounds=7, iterations=calls)
