@@ -81,7 +81,7 @@ def sample(
     Args:
         f: the unnormalised log-density, (B, ...) -> (B,): any callable. An nn.Module runs in eval
             mode and its parameters get no gradient; both are put back, on errors too.
-        z0: (B, ...), float32 or float64; not changed.
+        z0: (B, ...), float32, float64, float16 or bfloat16; not changed.
         sampler: `Stanley(...)`, `Langevin(...)`, or anything with their methods.
         steps: K; 0 returns a copy of z0.
         key: int64 (2,), not changed; a torch.Generator, asked once; or None: torch's default

@@ -1,7 +1,7 @@
 """Registers every operation with torch.library: schema, shape inference, autograd.
 
-The compiled library and Triton only supply kernels for the schemas below, in a namespace each, since
-both serve CUDA tensors; `ops` has the functions that people call.
+The compiled library and Triton only supply kernels for the schemas below, in a namespace each,
+since both serve CUDA tensors; `ops` has the functions that people call.
 """
 
 from __future__ import annotations

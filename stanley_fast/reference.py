@@ -116,6 +116,7 @@ def stanley_step(
     """See `stanley_fast.stanley_step`: Eq. 4, then Eq. 5."""
     checks.stepsize(grad, threshold, step_size)
     total = checks.step(z, grad, key, step, noise_scale, clamp, update, first, total)
+    grad = grad.to(checks.compute_dtype(z.dtype))  # once, so that its gradient is rounded once
     gamma = stepsize(grad, threshold=threshold, step_size=step_size)
     return _update(z, grad, gamma, key, step, noise_scale, clamp, update, first, total)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stanley_fast import ops
+from stanley_fast.checks import compute_dtype
 
 
 @runtime_checkable
@@ -191,7 +192,7 @@ class Langevin:
 
     def init(self, z: Tensor, grad: Tensor) -> Tensor | None:
         # A tensor, made once a chain: a number would be made into one at every transition.
-        return torch.full((), self.step_size, dtype=z.dtype, device=z.device)
+        return torch.full((), self.step_size, dtype=compute_dtype(z.dtype), device=z.device)
 
     def step(
         self,
@@ -222,7 +223,7 @@ class Langevin:
 
     def stats(self, grad: Tensor, state: Tensor | None) -> dict[str, Tensor]:
         """Every element is at the largest stepsize: there is only one."""
-        gamma = grad.new_full((), self.step_size)
+        gamma = grad.new_full((), self.step_size, dtype=compute_dtype(grad.dtype))
         return {"stepsize": gamma, "at_max_stepsize": torch.ones_like(gamma)}
 
 

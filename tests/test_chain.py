@@ -424,7 +424,7 @@ def test_a_module_detached_from_z_whose_parameters_ask_for_gradients() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"z0": torch.zeros(4, dtype=torch.long)}, RuntimeError, "z0 must be float32 or float64"),
+        ({"z0": torch.zeros(4, dtype=torch.long)}, RuntimeError, "z0 must be float32, float64"),
         ({"z0": torch.zeros(())}, ValueError, "z0 must have a batch dimension"),
         ({"sampler": 0.1}, TypeError, "sampler must be .* got 0.1"),
         ({"steps": -1}, ValueError, "steps must be 0 or more, got -1"),

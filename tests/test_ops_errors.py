@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Backend
+from conftest import HALVES, Backend
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -78,9 +78,9 @@ WRONG_STANLEY = [
     *values("threshold", 0.0, -0.1, math.nan, math.inf),
     *values("step_size", 0.0, -2.0, math.nan, math.inf),
 ]
-# Positive and finite numbers that are neither in the state's float32.
+# Positive and finite numbers that are neither in the float32 that the state is computed in.
 WRONG_FLOAT32 = [
-    pytest.param({name: v}, name, id=f"{name}={v}")
+    pytest.param({name: v}, rf"{name} must be positive and finite in .*float32", id=f"{name}={v}")
     for name, v in itertools.product(["threshold", "step_size"], [1e-50, 1e50])
 ]
 WRONG_LANGEVIN = [
@@ -96,7 +96,7 @@ WRONG_LANGEVIN = [
     pytest.param({"gamma": "0.1"}, r"gamma", id="gamma-str"),
 ]
 WRONG_DTYPES = [torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64]
-WRONG_DTYPES += [torch.float16, torch.bfloat16]
+FLOATING = "float32, float64, float16 or bfloat16"
 
 
 def check_refused(name: str, device: str, wrong: dict[str, Any], match: str) -> None:
@@ -129,11 +129,45 @@ def test_langevin_step(each_backend: Backend, name: str, wrong: dict[str, Any], 
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("dtype", WRONG_DTYPES, ids=str)
 def test_dtype_of_the_state(each_backend: Backend, name: str, dtype: torch.dtype) -> None:
-    wrong: dict[str, Any] = {"z": six(dtype), "grad": six(dtype)}
-    if "gamma" in STEPS[name]:
-        wrong["gamma"] = torch.ones((), dtype=dtype)
-    with pytest.raises(RuntimeError, match=rf"(z|grad) must be float32 or float64, got {dtype}"):
+    wrong = {"z": six(dtype), "grad": six(dtype)}
+    with pytest.raises(RuntimeError, match=rf"(z|grad) must be {FLOATING}, got {dtype}"):
         run_step(name, each_backend.device, wrong)
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_state_and_gradient_of_different_dtypes(
+    each_backend: Backend, name: str, dtype: torch.dtype
+) -> None:
+    for other in {*HALVES, torch.float32} - {dtype}:
+        with pytest.raises(RuntimeError, match=rf"grad must .*{dtype}, got {other}"):
+            run_step(name, each_backend.device, {"z": six(dtype), "grad": six(other)})
+
+
+@pytest.mark.parametrize("name", ["langevin_step", "langevin_step_"])
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float64], ids=str)
+def test_gamma_of_a_dtype_that_is_not_computed_in(
+    each_backend: Backend, name: str, dtype: torch.dtype
+) -> None:
+    wanted = torch.float64 if dtype == torch.float64 else torch.float32
+    for other in {*HALVES, torch.float32, torch.float64} - {wanted}:
+        wrong = {"z": six(dtype), "grad": six(dtype), "gamma": torch.ones((), dtype=other)}
+        match = f"gamma must be {wanted} for a {dtype} z, got {other}"
+        with pytest.raises(RuntimeError, match=match):
+            run_step(name, each_backend.device, wrong)
+
+
+@pytest.mark.parametrize("name", ["stanley_step", "stanley_step_"])
+@pytest.mark.parametrize(("wrong", "match"), WRONG_FLOAT32)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_limits_of_halves_are_those_of_float32(
+    each_backend: Backend, name: str, dtype: torch.dtype, wrong: dict[str, Any], match: str
+) -> None:
+    state = {"z": six(dtype), "grad": six(dtype) / 10}
+    with pytest.raises(RuntimeError, match=match):
+        run_step(name, each_backend.device, {**state, **wrong})
+    assert torch.equal(state["z"], six(dtype))
+    run_step(name, each_backend.device, {**state, "threshold": 1e-12, "step_size": 1e38})
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -206,23 +240,24 @@ def test_z_that_overlaps_what_is_read(backend: Backend, name: str, which: str) -
 # stepsize and normal -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("wrong", "match"), WRONG_STANLEY)
+@pytest.mark.parametrize(("wrong", "match"), WRONG_STANLEY + WRONG_FLOAT32)
 def test_stepsize(each_backend: Backend, wrong: dict[str, Any], match: str) -> None:
-    with pytest.raises(RuntimeError, match=match):
-        sf.stepsize(six().to(each_backend.device), **{"threshold": 0.3, **wrong})
+    for dtype in (torch.float32, *HALVES):
+        with pytest.raises(RuntimeError, match=match):
+            sf.stepsize(six(dtype).to(each_backend.device), **{"threshold": 0.3, **wrong})
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
 def test_stepsize_dtype(each_backend: Backend, dtype: torch.dtype) -> None:
-    with pytest.raises(RuntimeError, match=f"grad must be float32 or float64, got {dtype}"):
+    with pytest.raises(RuntimeError, match=f"grad must be {FLOATING}, got {dtype}"):
         sf.stepsize(six(dtype).to(each_backend.device), threshold=0.3)
 
 
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"dtype": torch.int64}, r"dtype .*int64"),
-        ({"dtype": torch.complex64}, r"dtype .*complex64"),
+        ({"dtype": torch.int64}, f"dtype must be {FLOATING}, got torch.int64"),
+        ({"dtype": torch.complex64}, f"dtype must be {FLOATING}, got torch.complex64"),
         ({"key": torch.zeros(2)}, r"key .*int64.*float32"),
         ({"key": torch.zeros(3).long()}, r"key .*\(2,\).*3"),
         ({"key": 42}, r"key"),

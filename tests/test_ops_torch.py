@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import HYPER, LAYOUTS, Backend, random, state
+from conftest import (
+    AVAILABLE,
+    DTYPES,
+    HALVES,
+    HYPER,
+    LAYOUTS,
+    Backend,
+    random,
+    state,
+)
 from torch import Tensor
 
 import stanley_fast as sf
@@ -26,18 +35,20 @@ def asks_grad(*tensors: Tensor) -> list[Tensor]:
 
 OPS = torch.ops.stanley_fast
 FREE = (-INF, INF)
+TRITON = next((b for b in AVAILABLE if b.name == "triton"), None)
 
 
 def samples() -> list[Any]:
     """(id, op, arguments): each op with small, strided, clamped, broadcast and partial inputs."""
     key = sf.key(7)
     found = []
-    for dtype in (torch.float32, torch.float64):
+    for dtype in DTYPES + HALVES:
         z, grad, _ = state((2, 3, 4, 5), CPU, dtype)
         last, transposed = LAYOUTS["channels_last"](z), LAYOUTS["transposed"](grad)
-        row = z[0, 0, 0].abs() + 0.1
+        gamma = (z.abs() + 0.1).to(torch.float32 if dtype in HALVES else dtype)
+        row = gamma[0, 0, 0]
         cases = {
-            "plain": (z, grad, z.abs() + 0.1, *FREE, False, 0, None),
+            "plain": (z, grad, gamma, *FREE, False, 0, None),
             "clamp-strides": (last, transposed, row, *CLAMP, False, 0, None),
             "script-part": (z, transposed, row[:1], *CLAMP, True, 5, 500),
             "scalar": (z[0, 0, 0, 0], grad[0, 0, 0, 0], row[0], *FREE, True, 0, None),
@@ -73,6 +84,15 @@ def test_opcheck(compiled: None, op: str, args: tuple[Any, ...], wants_grad: boo
             for x in args
         )
     torch.library.opcheck(getattr(OPS, op).default, args)
+
+
+@pytest.mark.skipif(TRITON is None, reason=str(sf.backends()["triton"]))
+@pytest.mark.parametrize(
+    ("op", "args"), [p for p in samples() if p.id.endswith(("strides-bfloat16", "empty-float64"))]
+)
+def test_opcheck_triton(op: str, args: tuple[Any, ...]) -> None:
+    args = tuple(x.to(TRITON.device) if isinstance(x, Tensor) else x for x in args)
+    torch.library.opcheck(getattr(torch.ops.stanley_fast_triton, op).default, args)
 
 
 def test_torch_ops_and_public_functions_are_one(compiled: None) -> None:
@@ -215,6 +235,18 @@ def test_compiled_loop_is_the_eager_loop(
     # The key is read when the compiled function runs, not when it is traced.
     moved = sf.advance_(key.clone(), 5)
     assert torch.equal(run(z.clone(), moved), chain(z.clone(), moved))
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_compiled_loop_of_halves(
+    compiled: None, fresh_dynamo: None, chain: Callable[..., Tensor], dtype: torch.dtype
+) -> None:
+    z, _, key = state((33,), CPU, dtype)
+    run = torch.compile(chain, fullgraph=True, backend="aot_eager")
+    got, want = z.clone(), z.clone()
+    assert torch.equal(run(got, key), chain(want, key))
+    assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("chain", CHAINS)
