@@ -42,6 +42,7 @@ LEVELS = {
         "-mprefer-vector-width=512",
     ],
 }
+PER_LEVEL = ("cpu_kernels.cpp", "cpu_chain.cpp")  # compiled once for each
 
 
 class Edge(NamedTuple):
@@ -106,7 +107,7 @@ def compile_edges(cxx: list[str], cuda: str | None, build: Path) -> list[Edge]:
         name = "_".join(source.relative_to(ROOT / "csrc").parts)
         if source.parent.name == "cuda" and cuda is None:
             continue
-        if name == "cpu_kernels.cpp":  # compiled once per vector level
+        if name in PER_LEVEL:
             for level, flags in levels.items():
                 command = [*cxx, f"-DSTANLEY_LEVEL={level}", *flags]
                 edges.append(edge(command, source, build / f"{name}.{level}.o"))

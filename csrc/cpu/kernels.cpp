@@ -127,8 +127,9 @@ constexpr Kernels<T> kTable = {step<T>, step_backward<T>, normal<T>, stepsizes<T
 
 }  // namespace
 
+extern const Chains kChains;  // chain.cpp
 extern const Level kLevel;
-const Level kLevel = {STANLEY_NAME(STANLEY_LEVEL), kTable<float>, kTable<double>};
+const Level kLevel = {STANLEY_NAME(STANLEY_LEVEL), kTable<float>, kTable<double>, &kChains};
 
 }  // namespace STANLEY_LEVEL
 }  // namespace stanley::cpu

@@ -42,10 +42,13 @@ struct Kernels {
   void (*stepsize)(const T* grad, T threshold, T step_size, T* out, int64_t begin, int64_t end);
 };
 
+struct Chains;  // chain.h
+
 struct Level {
   const char* name;
   Kernels<float> f32;
   Kernels<double> f64;
+  const Chains* chains;
 };
 
 // The vector level for this machine, or the one STANLEY_FAST_VECTOR names. Throws if that can't
