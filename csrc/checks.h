@@ -70,8 +70,19 @@ inline void on_same_device(const char* what, const Tensor& tensor, const Tensor&
 inline void floating(const char* what, const Tensor& tensor) {
   if (!tensor.defined()) fail(what, " must be a tensor, got None");
   const ScalarType type = tensor.scalar_type();
-  if (type != ScalarType::Float && type != ScalarType::Double)
-    fail(what, " must be float32 or float64, got ", name(type));
+  if (type != ScalarType::Float && type != ScalarType::Double && type != ScalarType::Half &&
+      type != ScalarType::BFloat16)
+    fail(what, " must be float32, float64, float16 or bfloat16, got ", name(type));
+}
+
+// The type that a state's arithmetic is done in.
+inline ScalarType compute_type(ScalarType type) {
+  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline double largest(ScalarType type) {
+  return compute_type(type) == ScalarType::Double ? std::numeric_limits<double>::max()
+                                                  : std::numeric_limits<float>::max();
 }
 
 inline void same(const char* what, const Tensor& tensor, const Tensor& z) {
@@ -84,15 +95,14 @@ inline void same(const char* what, const Tensor& tensor, const Tensor& z) {
   on_same_device(what, tensor, z);
 }
 
-// Positive and finite as z's type has it: in float32 1e-50 is 0 and 1e50 is infinite.
+// Positive and finite in the arithmetic of a state of `type`: in float32 1e-50 is 0 and 1e50 is
+// infinite.
 inline void positive(const char* what, double value, ScalarType type) {
-  const bool single = type == ScalarType::Float;
-  const double least =
-      single ? std::numeric_limits<float>::denorm_min() : std::numeric_limits<double>::denorm_min();
-  const double most =
-      single ? std::numeric_limits<float>::max() : std::numeric_limits<double>::max();
-  if (!(least <= value && value <= most))
-    fail(what, " must be positive and finite in ", name(type), ", got ", value);
+  const ScalarType compute = compute_type(type);
+  const double least = compute == ScalarType::Double ? std::numeric_limits<double>::denorm_min()
+                                                     : std::numeric_limits<float>::denorm_min();
+  if (!(least <= value && value <= largest(type)))
+    fail(what, " must be positive and finite in ", name(compute), ", got ", value);
 }
 
 inline void key(const Tensor& key) {
@@ -117,8 +127,10 @@ inline int64_t part(int64_t n, int64_t first, std::optional<int64_t> total) {
 
 inline void gamma(const Tensor& gamma, const Tensor& z) {
   if (!gamma.defined()) fail("gamma must be a tensor, got None");
-  if (gamma.scalar_type() != z.scalar_type())
-    fail("gamma must have z's dtype ", name(z.scalar_type()), ", got ", name(gamma.scalar_type()));
+  const ScalarType type = compute_type(z.scalar_type());
+  if (gamma.scalar_type() != type)
+    fail("gamma must be ", name(type), " for a ", name(z.scalar_type()), " z, got ",
+         name(gamma.scalar_type()));
   on_same_device("gamma", gamma, z);
   const int64_t missing = z.dim() - gamma.dim();
   bool broadcasts = missing >= 0;
@@ -133,9 +145,7 @@ inline void step(const Tensor& z, const Tensor& grad, const Tensor& key, double 
   same("grad", grad, z);
   checks::key(key);
   on_same_device("key", key, z);
-  const double most = z.scalar_type() == ScalarType::Float ? std::numeric_limits<float>::max()
-                                                           : std::numeric_limits<double>::max();
-  if (!(noise_scale >= 0 && noise_scale <= most))
+  if (!(noise_scale >= 0 && noise_scale <= largest(z.scalar_type())))
     fail("noise_scale must be 0 or more and finite, got ", noise_scale);
   if (!(lo <= hi)) fail("clamp must be (lo, hi) with lo <= hi, got (", lo, ", ", hi, ")");
 }
@@ -148,14 +158,18 @@ inline void no_overlap(const Tensor& z) {
            " has stride 0");
 }
 
+// Whether two contiguous tensors have memory in common.
+inline bool share_memory(const Tensor& x, const Tensor& y) {
+  const char* a = static_cast<const char*>(x.data_ptr());
+  const char* b = static_cast<const char*>(y.data_ptr());
+  return a < b + y.numel() * y.element_size() && b < a + x.numel() * x.element_size();
+}
+
 // Where z is written in place, another input is z's own memory or none of it. One that is not
 // contiguous is copied before anything is written.
 inline void same_or_apart(const char* what, const Tensor& tensor, const Tensor& z) {
   if (!tensor.is_contiguous() || !z.is_contiguous()) return;
-  const int64_t bytes = z.scalar_type() == ScalarType::Float ? 4 : 8;
-  const char* a = static_cast<const char*>(tensor.data_ptr());
-  const char* b = static_cast<const char*>(z.data_ptr());
-  if (a != b && a < b + z.numel() * bytes && b < a + tensor.numel() * bytes)
+  if (tensor.data_ptr() != z.data_ptr() && share_memory(tensor, z))
     fail(what, " must not share a part of z's memory where z is written in place");
 }
 

@@ -36,6 +36,12 @@ _SCHEMAS = (
     "normal_(Tensor(a!) out, Tensor key, SymInt step, int stream, SymInt first, SymInt? total)"
     " -> ()",
     "stepsize(Tensor grad, float threshold, float step_size) -> Tensor",
+    # Stepsizes are gamma's, or without it Eq. 4's. stats: fusion.STATS by steps, empty unless
+    # record.
+    "mlp_chain(Tensor z, Tensor[] weights, Tensor[] biases, str activation, float slope, "
+    "Tensor? gamma, Tensor key, SymInt step, SymInt steps, float threshold, float step_size, "
+    "float noise_scale, float grad_clamp, float clamp_min, float clamp_max, bool script, "
+    "SymInt first, SymInt? total, bool record) -> (Tensor z, Tensor stats)",
 )
 
 _library = torch.library.Library("stanley_fast", "DEF")
@@ -138,6 +144,22 @@ def _(out: Tensor, key: Tensor, step: int, stream: int, first: int, total: int |
 def _(grad: Tensor, threshold: float, step_size: float) -> Tensor:
     checks.stepsize(grad, threshold, step_size)
     return torch.empty_like(grad)
+
+
+@_fake("mlp_chain")
+def _(
+    z: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    activation: str,
+    slope: float,
+    gamma: Tensor | None,
+    key: Tensor,
+    step: int,
+    steps: int,
+    *rest: Any,
+) -> tuple[Tensor, Tensor]:
+    return z.new_empty(z.shape), z.new_empty(4, steps if rest[-1] else 0)
 
 
 # Autograd ----------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../args.h"
+
 namespace stanley::cpu {
 
 // Where a state's noise lies in its key's sequence.
@@ -13,33 +15,17 @@ struct Noise {
   int64_t first;  // global index of the local element 0
 };
 
-enum class Gamma { kAdaptive, kScalar, kTensor };
-
-// All pointers are to contiguous elements.
-template <class T>
-struct StepArgs {
-  const T* z;  // backward: null where no clamp could have cut
-  const T* grad;
-  const T* gamma;  // if a tensor
-  T gamma_value;   // if scalar
-  T threshold, step_size, noise_scale, lo, hi;
-  Gamma kind;
-  bool script;
-  Noise noise;
-  // forward
-  T* out;
-  // backward
-  const T* grad_out;
-  T *grad_z, *grad_grad, *grad_gamma;  // grad_z null as z is; grad_gamma null if adaptive
-};
+template <class S>
+using StepArgs = stanley::StepArgs<S, Noise>;
 
 // Every function works on the local elements [begin, end).
-template <class T>
+template <class S>
 struct Kernels {
-  void (*step)(const StepArgs<T>&, int64_t begin, int64_t end);
-  void (*step_backward)(const StepArgs<T>&, int64_t begin, int64_t end);
-  void (*normal)(const Noise&, T* out, int64_t begin, int64_t end);
-  void (*stepsize)(const T* grad, T threshold, T step_size, T* out, int64_t begin, int64_t end);
+  void (*step)(const StepArgs<S>&, int64_t begin, int64_t end);
+  void (*step_backward)(const StepArgs<S>&, int64_t begin, int64_t end);
+  void (*normal)(const Noise&, S* out, int64_t begin, int64_t end);
+  void (*stepsize)(const S* grad, Compute<S> threshold, Compute<S> step_size, Compute<S>* out,
+                   int64_t begin, int64_t end);
 };
 
 struct Chains;  // chain.h
@@ -48,6 +34,8 @@ struct Level {
   const char* name;
   Kernels<float> f32;
   Kernels<double> f64;
+  Kernels<Half> f16;
+  Kernels<BFloat16> bf16;
   const Chains* chains;
 };
 
@@ -55,7 +43,7 @@ struct Level {
 // run.
 const Level& level();
 
-template <class T>
-const Kernels<T>& kernels();
+template <class S>
+const Kernels<S>& kernels();
 
 }  // namespace stanley::cpu

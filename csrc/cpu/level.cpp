@@ -66,6 +66,16 @@ const Kernels<double>& kernels<double>() {
   return level().f64;
 }
 
+template <>
+const Kernels<Half>& kernels<Half>() {
+  return level().f16;
+}
+
+template <>
+const Kernels<BFloat16>& kernels<BFloat16>() {
+  return level().bf16;
+}
+
 }  // namespace stanley::cpu
 
 // For `stanley-fast doctor`; null where STANLEY_FAST_VECTOR asks for what this CPU lacks.
