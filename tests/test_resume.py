@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from training import ADAM, IN_13, make, net, rows, weights
+from training import ADAM, IN_13, ByStep, by_step, make, net, rows, weights
 
 from stanley_fast import checkpoint
 from stanley_fast.energies import MLPEnergy, Rings
@@ -245,7 +245,7 @@ def default_handler() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-class Interrupted(MLPEnergy):
+class Interrupted(ByStep):
     """Sends Ctrl-C to its own process, `times` times, at a forward pass in mid-iteration."""
 
     def __init__(self, call: int, times: int) -> None:
@@ -272,10 +272,10 @@ def test_interrupt_writes_the_last_complete_iteration(
     assert trainer.iteration == 13
     assert checkpoint.load(tmp_path / "checkpoint.pt")["iteration"] == 13
     assert capfd.readouterr().err.endswith("\n")  # the bar is closed
-    resumed = make(folder=tmp_path)
+    resumed = make(by_step(), folder=tmp_path)
     resumed.resume()
     resumed.fit(20)
-    whole = make()
+    whole = make(by_step())
     whole.fit(20)
     assert torch.equal(weights(resumed.f), weights(whole.f))
 
