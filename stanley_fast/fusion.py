@@ -73,7 +73,7 @@ def run(
 
     gamma is what the sampler's `init` gave: the stepsize, or None for Eq. 4 at every transition.
     """
-    z, stats = z0.reshape(len(z0), -1), []
+    z, stats = z0.flatten(1), []
     layers = [*net.weights, z[:1]]  # a weight's in and out once forward, once backward
     work = 2 * len(z) * (sum(w.numel() for w in layers) + 100)
     at_once = max(1, _WORK_PER_CALL // max(1, work))
@@ -115,11 +115,10 @@ def _check_surroundings(z0: Tensor) -> None:
         torch._C._functorch.maybe_current_level() is None
         and forward_ad._current_level < 0
         and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._len_torch_function_stack()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
-    _require(plain, "torch.func, autocast, torch.compile or a torch mode is at work")
+    _require(plain, "torch.func, autocast, torch.compile or a dispatch mode is at work")
 
 
 def _check_sampler(sampler: Sampler) -> None:
@@ -132,8 +131,7 @@ def _read(f: object, z0: Tensor) -> Net:
     """f's layers, if f is nothing but they."""
     if isinstance(f, MLPEnergy) and type(f) is MLPEnergy:
         layers = list(f.net)
-        on_a_point = z0.dim() > 1 and z0[:1].numel() == z0.shape[1] * len(z0[:1])
-        _require(on_a_point, f"z0 is {list(z0.shape)}")
+        _require(_is_point(z0), f"z0 is {list(z0.shape)}")
     elif isinstance(f, nn.Sequential) and type(f) is nn.Sequential:
         layers = _between_flattens(list(f), z0)
     else:
@@ -163,9 +161,14 @@ def _between_flattens(layers: list[nn.Module], z0: Tensor) -> list[nn.Module]:
         layers, dim = layers[1:], 2
     else:
         dim = z0.dim()
-    on_a_point = dim == (4 if type(layers[0]) is nn.Conv2d else 2)
-    _require(on_a_point and z0[:1].numel() == z0.shape[1], f"z0 is {list(z0.shape)}")
+    wanted = 4 if type(layers[0]) is nn.Conv2d else 2
+    _require(_is_point(z0) and dim == wanted, f"z0 is {list(z0.shape)}")
     return layers
+
+
+def _is_point(z0: Tensor) -> bool:
+    """(B, d) or (B, d, 1, ...)."""
+    return z0.dim() > 1 and all(size == 1 for size in z0.shape[2:])
 
 
 def _activation(layers: list[nn.Module]) -> tuple[str, float]:

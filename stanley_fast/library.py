@@ -211,12 +211,17 @@ def _once(ctx: Any, *grads: Tensor) -> None:
     )
 
 
+def _never(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError("mlp_chain has no gradient; sample(backprop_steps=...) goes step by step")
+
+
 for _name, _backward, _save in (
     ("stanley_step", _stanley_backward, _save_stanley),
     ("langevin_step", _langevin_backward, _save_langevin),
     ("stepsize", _stepsize_backward, _save_stepsize),
     ("stanley_step_backward", _once, None),
     ("langevin_step_backward", _once, None),
+    ("mlp_chain", _never, None),
 ):
     torch.library.register_autograd(
         f"stanley_fast::{_name}", _backward, setup_context=_save, lib=_library

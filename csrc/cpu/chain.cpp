@@ -107,8 +107,9 @@ template <class T>
 Tile<T> divided(T* scratch, const Net<T>& net, int64_t chains) {
   const int64_t state = padded(net.widths[0]) * chains, layer = widest(net) * chains;
   T *f = scratch + 5 * state, *a = f + chains;
-  return {scratch, scratch + state, scratch + 2 * state, scratch + 3 * state, scratch + 4 * state,
-          f, a, a + layer, a + 2 * layer};
+  return {
+      scratch, scratch + state, scratch + 2 * state, scratch + 3 * state, scratch + 4 * state, f,
+      a,       a + layer,       a + 2 * layer};
 }
 
 // kRows rows of a matrix times `in`, [k][chain], plus `start`; finish(row, column, sums) gets each
@@ -321,8 +322,7 @@ void run_tile(const ChainArgs<T>& a, T* scratch, int64_t group) {
     }
     gradient<columns, activation>(net, a.packed, tile, a.stats != nullptr);
     if (a.stats)
-      record(a, tile, chains, valid, a.stats + (group * a.steps + step) * kStats,
-             a.steps * kStats);
+      record(a, tile, chains, valid, a.stats + (group * a.steps + step) * kStats, a.steps * kStats);
     transition(a, tile, d * chains);
   }
   for (int64_t i = 0; i < d * chains; ++i)
@@ -345,9 +345,8 @@ void run_groups(const ChainArgs<T>& a, T* scratch, int64_t begin, int64_t end) {
 
 template <class T>
 void run(const ChainArgs<T>& a, T* scratch, int64_t begin, int64_t end) {
-  a.net->activation == Activation::kLeaky
-      ? run_groups<Activation::kLeaky>(a, scratch, begin, end)
-      : run_groups<Activation::kSilu>(a, scratch, begin, end);
+  a.net->activation == Activation::kLeaky ? run_groups<Activation::kLeaky>(a, scratch, begin, end)
+                                          : run_groups<Activation::kSilu>(a, scratch, begin, end);
 }
 
 template <class T>

@@ -62,9 +62,9 @@ void between(const char* what, int64_t value, int64_t least, int64_t most) {
 
 void is_matrix(const std::string& what, const Tensor& tensor, const Tensor& z, int64_t rows,
                int64_t columns) {
-  const bool fits = columns < 0 ? tensor.dim() == 1 && tensor.size(0) == rows
-                                : tensor.dim() == 2 && tensor.size(0) == rows &&
-                                      tensor.size(1) == columns;
+  const bool fits = columns < 0
+                        ? tensor.dim() == 1 && tensor.size(0) == rows
+                        : tensor.dim() == 2 && tensor.size(0) == rows && tensor.size(1) == columns;
   if (!fits || tensor.scalar_type() != z.scalar_type() || !tensor.is_cpu())
     checks::fail(what, " must be [", rows, columns < 0 ? "" : ", " + std::to_string(columns),
                  "] and like z on cpu in ", checks::name(z.scalar_type()), ", got ",
@@ -209,9 +209,9 @@ std::tuple<Tensor, Tensor> mlp_chain(Tensor z, std::vector<Tensor> weights,
                                      double step_size, double noise_scale, double grad_clamp,
                                      double lo, double hi, bool script, int64_t first,
                                      std::optional<int64_t> total, bool record) {
-  const Chain c = {weights,   biases,      activation, slope, gamma, key,    step,
-                   steps,     threshold,   step_size,  noise_scale,  grad_clamp,
-                   lo,        hi,          script,     first, total, record};
+  const Chain c = {weights, biases, activation, slope,     gamma,       key,
+                   step,    steps,  threshold,  step_size, noise_scale, grad_clamp,
+                   lo,      hi,     script,     first,     total,       record};
   validate(z, c);
   Tensor out = torch::stable::new_empty(z, {z.size(0), z.size(1)});
   Tensor stats = torch::stable::new_empty(z, {kStats, record ? steps : 0});

@@ -136,8 +136,12 @@ constexpr Kernels<S> kTable = {step<S>, step_backward<S>, normal<S>, stepsizes<S
 
 extern const Chains kChains;  // chain.cpp
 extern const Level kLevel;
-const Level kLevel = {STANLEY_NAME(STANLEY_LEVEL), kTable<float>, kTable<double>, kTable<Half>,
-                      kTable<BFloat16>,           &kChains};
+const Level kLevel = {STANLEY_NAME(STANLEY_LEVEL),
+                      kTable<float>,
+                      kTable<double>,
+                      kTable<Half>,
+                      kTable<BFloat16>,
+                      &kChains};
 
 }  // namespace STANLEY_LEVEL
 }  // namespace stanley::cpu
