@@ -228,7 +228,8 @@ LEVEL = """
 import sys, torch, stanley_fast as sf
 from stanley_fast.backends import vector_level
 chains = torch.load(sys.argv[1], weights_only=False)
-outs = [sf.sample(*chain, 20, key=sf.key(7), fused=True, record=("log_density",)) for chain in chains]
+run = lambda chain: sf.sample(*chain, 20, key=sf.key(7), fused=True, record=("log_density",))
+outs = [run(chain) for chain in chains]
 torch.save((vector_level(), [(out.z, out.stats["log_density"]) for out in outs]), sys.argv[2])
 """
 
