@@ -23,7 +23,7 @@ typedef float Vector __attribute__((vector_size(kBytes)));
 
 extern "C" double multiply_adds(long n, float* out) {
   Vector sums[kSums], x = Vector{} + *out, y = x;
-  for (int s = 0; s < kSums; ++s) sums[s] = Vector{} + s;  // equal sums would be made one
+  for (int s = 0; s < kSums; ++s) sums[s] = Vector{} + (float)s;  // equal sums would be made one
   for (long i = 0; i < n; ++i)
 #pragma GCC unroll 24
     for (int s = 0; s < kSums; ++s) sums[s] = sums[s] * x + y;
