@@ -4,10 +4,9 @@
 #include <cstdint>
 
 #include "half.h"
+#include "step.h"
 
 namespace stanley {
-
-enum class Gamma { kAdaptive, kScalar, kTensor };
 
 // S is the state's type. `Noise` says where the state's noise lies in its key's sequence. All
 // pointers are to contiguous elements on the kernel's device.
@@ -16,8 +15,9 @@ struct StepArgs {
   using T = Compute<S>;
   const S* z;  // backward: null where no clamp could have cut
   const S* grad;
-  const T* gamma;  // one, or one per element; null if adaptive
-  T threshold, step_size, noise_scale, lo, hi;
+  const T* gamma;           // one, or one per element; null if adaptive
+  T threshold, root_scale;  // if adaptive; sqrt(step_size * threshold)
+  T noise_scale, lo, hi;
   Gamma kind;
   bool script;
   Noise noise;

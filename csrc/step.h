@@ -7,46 +7,112 @@
 namespace stanley {
 
 enum class Update { kPaper, kScript };
+enum class Gamma { kAdaptive, kScalar, kTensor };  // by Eq. 4, one for all, one per element
 
-// Eq. 4. Written so that a NaN gradient gives a NaN stepsize.
+// As square_root: on a GPU good to 2 ulp.
+STANLEY_HD float quotient(float x, float y) {
+#ifdef __CUDA_ARCH__
+  asm("div.full.f32 %0, %0, %1;" : "+f"(x) : "f"(y));
+  return x;
+#else
+  return x / y;
+#endif
+}
+
+STANLEY_HD float reciprocal_root(float x) {
+#ifdef __CUDA_ARCH__
+  asm("rsqrt.approx.f32 %0, %0;" : "+f"(x));
+  return x;
+#else
+  return 1.0f / std::sqrt(x);
+#endif
+}
+
+STANLEY_HD double quotient(double x, double y) { return x / y; }
+STANLEY_HD double reciprocal_root(double x) { return 1.0 / std::sqrt(x); }
+
+// max and min that keep a NaN of x.
+template <class T>
+STANLEY_HD T at_least(T x, T lo) {
+  return x < lo ? lo : x;
+}
+
+template <class T>
+STANLEY_HD T at_most(T x, T hi) {
+  return x > hi ? hi : x;
+}
+
+#ifdef __CUDA_ARCH__
+template <>
+STANLEY_HD float at_least(float x, float lo) {
+  asm("max.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(lo));
+  return x;
+}
+
+template <>
+STANLEY_HD float at_most(float x, float hi) {
+  asm("min.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(hi));
+  return x;
+}
+#endif
+
+template <class T>
+STANLEY_HD T bound(T x, T lo, T hi) {
+  return at_most(at_least(x, lo), hi);
+}
+
+// Eq. 4. A NaN gradient gives a NaN stepsize.
 template <class T>
 STANLEY_HD T stepsize(T grad, T threshold, T step_size) {
-  T size = std::fabs(grad);
-  return step_size * (threshold / (size <= threshold ? threshold : size));
+  return step_size * (threshold / at_least(std::fabs(grad), threshold));
+}
+
+// A stepsize as Eq. 5 uses it.
+template <class T>
+struct Rate {
+  T gamma, root;  // root is sqrt(gamma)
+};
+
+// Eq. 4 by one reciprocal root; root_scale is sqrt(step_size * threshold).
+template <class T>
+STANLEY_HD Rate<T> adaptive_rate(T grad, T threshold, T root_scale) {
+  T root = root_scale * reciprocal_root(at_least(std::fabs(grad), threshold));
+  return {root * root, root};
+}
+
+template <class T>
+STANLEY_HD Rate<T> given_rate(T gamma) {
+  return {gamma, square_root(gamma)};
 }
 
 // Eq. 5, or the author's script's form of it; noise is noise_scale * xi.
-template <Update update, class T>
-STANLEY_HD T move(T z, T grad, T gamma, T noise) {
-  if (update == Update::kPaper) return z + (gamma * T(0.5) * grad + std::sqrt(gamma) * noise);
-  return z + (gamma * grad + gamma * noise);
-}
-
-template <class T>
-STANLEY_HD T bound(T value, T lo, T hi) {  // NaN stays NaN
-  return value < lo ? lo : (value > hi ? hi : value);
+template <Gamma kind, Update update, class T>
+STANLEY_HD T move(T z, T grad, Rate<T> rate, T noise) {
+  if (update == Update::kScript) return z + rate.gamma * (grad + noise);
+  if (kind == Gamma::kAdaptive) return z + rate.root * (rate.root * T(0.5) * grad + noise);
+  return z + (rate.gamma * T(0.5) * grad + rate.root * noise);
 }
 
 // d move / d grad with gamma fixed.
 template <Update update, class T>
-STANLEY_HD T move_by_grad(T gamma) {
-  return update == Update::kPaper ? gamma * T(0.5) : gamma;
+STANLEY_HD T move_by_grad(Rate<T> rate) {
+  return update == Update::kPaper ? rate.gamma * T(0.5) : rate.gamma;
 }
 
 // d move / d gamma.
 template <Update update, class T>
-STANLEY_HD T move_by_gamma(T grad, T gamma, T noise) {
-  if (update == Update::kPaper) return grad * T(0.5) + noise / (T(2) * std::sqrt(gamma));
+STANLEY_HD T move_by_gamma(T grad, Rate<T> rate, T noise) {
+  if (update == Update::kPaper) return grad * T(0.5) + quotient(noise, T(2) * rate.root);
   return grad + noise;
 }
 
 // d move / d grad through Eq. 4 as well. Above the threshold gamma * |grad| is constant, so the
 // drift has no derivative and d gamma / d grad = -gamma / grad acts on the noise alone.
 template <Update update, class T>
-STANLEY_HD T stanley_by_grad(T grad, T gamma, T threshold, T noise) {
+STANLEY_HD T stanley_by_grad(T grad, Rate<T> rate, T threshold, T noise) {
   T by_noise =
-      update == Update::kPaper ? std::sqrt(gamma) * noise / (T(-2) * grad) : gamma * noise / -grad;
-  return std::fabs(grad) <= threshold ? move_by_grad<update>(gamma) : by_noise;
+      update == Update::kPaper ? rate.root * noise / (T(-2) * grad) : rate.gamma * noise / -grad;
+  return std::fabs(grad) <= threshold ? move_by_grad<update>(rate) : by_noise;
 }
 
 }  // namespace stanley

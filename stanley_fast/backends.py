@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
@@ -14,29 +15,63 @@ import torch
 
 LIBRARY = Path(__file__).with_name("_library.so")
 
-# Which devices a backend serves, the fastest first. The reference runs on every device.
-DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpp": ("cpu",)}
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton kernels run in Python, on the CPU
+
+# On which devices a backend can run, and which it is chosen for, the fastest first. The reference
+# runs on every device.
+DEVICES = {
+    "cuda": ("cuda",),
+    "triton": ("cuda", "cpu") if INTERPRETED else ("cuda",),
+    "cpp": ("cpu",),
+}
+FASTEST = {"cuda": ("cuda", "triton"), "cpu": ("cpp",)}
 
 # Plain globals, so that torch.compile can read them and guard on them.
 _asked: str | None = os.environ.get("STANLEY_FAST_BACKEND") or None
 _chosen: dict[tuple[str | None, str], str] = {}
 
 
-@cache
 def backends() -> dict[str, str | None]:
     """Every backend by name: None where it can run here, else the reason why not.
 
     >>> backends()["reference"] is None
     True
     """
-    no_library = _load()
-    missing = "this version has no {} kernels yet"
     return {
-        "cpp": no_library,
-        "cuda": missing.format("CUDA"),
-        "triton": missing.format("Triton"),
-        "reference": None,
+        name: _not_built(name) or _no_device(name)
+        for name in ("cpp", "cuda", "triton", "reference")
     }
+
+
+@cache
+def _not_built(name: str) -> str | None:
+    """Why a backend can run on no machine as it is installed; does not touch a device."""
+    if name in ("cpp", "cuda"):
+        reason = _load()
+        if reason is None and name == "cuda":
+            if not torch._C._dispatch_has_kernel_for_dispatch_key("stanley_fast::normal_", "CUDA"):
+                reason = (
+                    "the library was built without CUDA: there was no nvcc, or STANLEY_FAST_CUDA=0"
+                )
+            elif torch.version.cuda is None:
+                reason = f"torch {torch.__version__} is built without CUDA"
+        return reason
+    if name == "triton" and importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install triton"
+    return None
+
+
+def _no_device(name: str) -> str | None:
+    if name not in ("cuda", "triton") or (name == "triton" and INTERPRETED):
+        return None
+    if torch.cuda.device_count():
+        return None
+    reason = "there is no GPU that torch can use"
+    return (
+        reason
+        if name == "cuda"
+        else f"{reason}; TRITON_INTERPRET=1 runs it on the CPU, very slowly"
+    )
 
 
 @cache
@@ -116,11 +151,11 @@ def select(device_type: str) -> str:
 
 def _choose(device_type: str) -> str:
     if _asked is None:
-        able = [b for b, on in DEVICES.items() if device_type in on and backends()[b] is None]
-        name = able[0] if able else "reference"
-        if not able and device_type == "cpu":
+        name = next((b for b in FASTEST.get(device_type, ()) if not _not_built(b)), "reference")
+        if name == "reference" and device_type in FASTEST:
+            reasons = "; ".join(f"{b}: {_not_built(b)}" for b in FASTEST[device_type])
             warnings.warn(
-                f"stanley_fast runs on its reference backend, slowly: {backends()['cpp']}",
+                f"stanley_fast runs on its reference backend, slowly: {reasons}",
                 RuntimeWarning,
                 stacklevel=1,
             )
@@ -136,7 +171,7 @@ def _choose(device_type: str) -> str:
 
 def _choose_ahead() -> None:
     """torch.compile can read a choice but not make one. What fails here fails again in use."""
-    for device_type in ("cpu", "cuda"):
+    for device_type in ("cpu", "cuda") if torch.version.cuda or torch.version.hip else ("cpu",):
         with contextlib.suppress(RuntimeError, ValueError):
             _choose(device_type)
 

@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_NAMES = "float32, float64, float16 or bfloat16"
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that a state of `dtype` is computed in, and that its stepsizes have."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def size(shape: Sequence[int]) -> int:
@@ -39,11 +45,12 @@ def key(key: Tensor) -> None:
 
 
 def positive(name: str, value: float, dtype: torch.dtype) -> None:
-    """Positive and finite as `dtype` has it: in float32 1e-50 is 0 and 1e50 is infinite."""
-    info = torch.finfo(dtype)
+    """In the arithmetic of a state of `dtype`: in float32 1e-50 is 0 and 1e50 is infinite."""
+    info = torch.finfo(compute_dtype(dtype))
     least = info.smallest_normal * info.eps
     if not (_is_number(value) and least <= value <= info.max):
-        raise RuntimeError(f"{name} must be positive and finite in {dtype}, got {value!r}")
+        wanted = f"positive and finite in {compute_dtype(dtype)}"
+        raise RuntimeError(f"{name} must be {wanted}, got {value!r}")
 
 
 def _is_number(value: object) -> bool:
@@ -57,7 +64,7 @@ def _is_integer(value: object) -> bool:
 def floating(name: str, value: Tensor) -> None:
     tensor(name, value)
     if value.dtype not in DTYPES:
-        raise RuntimeError(f"{name} must be float32 or float64, got {value.dtype}")
+        raise RuntimeError(f"{name} must be {_NAMES}, got {value.dtype}")
 
 
 def same(name: str, value: Tensor, like: Tensor) -> None:
@@ -105,8 +112,9 @@ def gamma(gamma: float | Tensor, z: Tensor) -> None:
     if not isinstance(gamma, Tensor):
         positive("gamma", gamma, z.dtype)
         return
-    if gamma.dtype != z.dtype:
-        raise RuntimeError(f"gamma must have z's dtype {z.dtype}, got {gamma.dtype}")
+    wanted = compute_dtype(z.dtype)
+    if gamma.dtype != wanted:
+        raise RuntimeError(f"gamma must be {wanted} for a {z.dtype} z, got {gamma.dtype}")
     on_same_device("gamma", gamma, z)
     sizes = zip(reversed(gamma.shape), reversed(z.shape), strict=False)
     if gamma.dim() > z.dim() or any(a not in (1, b) for a, b in sizes):
@@ -133,7 +141,7 @@ def normal(
     key(key_)
     integer("step", step)
     if dtype not in DTYPES:
-        raise RuntimeError(f"dtype must be float32 or float64, got {dtype}")
+        raise RuntimeError(f"dtype must be {_NAMES}, got {dtype}")
     integer("stream", stream)
     if not 0 <= stream < 2**32:
         raise RuntimeError(f"stream must be in [0, 2^32), got {stream}")
@@ -162,7 +170,9 @@ def step(
     key(key_)
     on_same_device("key", key_, z)
     integer("step", step)
-    if not (_is_number(noise_scale) and 0 <= noise_scale <= torch.finfo(z.dtype).max):
+    if not (
+        _is_number(noise_scale) and 0 <= noise_scale <= torch.finfo(compute_dtype(z.dtype)).max
+    ):
         raise RuntimeError(f"noise_scale must be 0 or more and finite, got {noise_scale!r}")
     if clamp_ is not None:
         clamp(clamp_)

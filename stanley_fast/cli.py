@@ -6,13 +6,12 @@ stderr and exit status 2; a run that fails is one with status 1.
 
 from __future__ import annotations
 
-import platform
+import json
 import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,10 +19,11 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from stanley_fast import comparison, keys, metrics, plots, runs
-from stanley_fast.backends import backends, select, vector_level
+from stanley_fast import comparison, doctor, keys, metrics, plots, runs
+from stanley_fast.backends import select
 from stanley_fast.chain import NonFiniteError
 from stanley_fast.checkpoint import CheckpointError
+from stanley_fast.doctor import SelfCheckError
 from stanley_fast.experiments import (
     TARGETS,
     PresetName,
@@ -292,32 +292,18 @@ class Compare(_Training, _Target):
 
 @dataclass
 class Doctor:
-    """Say what is installed and which backends can run here, or why not."""
+    """Say what is installed, which backends can run here or why not, and check that they compute
+    what they should. Exit status 1 if one doesn't."""
+
+    json: bool = False
+    """As JSON, for a bug report."""
 
     def run(self) -> None:
-        for name, value in _facts().items():
-            print(f"{name:<18} {value}")
-
-
-def _facts() -> dict[str, str]:
-    """What a bug report needs."""
-    facts = {
-        "stanley-fast": f"{_version('stanley-fast')} in {Path(__file__).parent}",
-        "Python": f"{platform.python_version()} on {platform.platform()}",
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
-        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-    }
-    for package in ("numpy", "triton", "tyro", "tqdm", "matplotlib", "tensorboard"):
-        facts[package] = _version(package)
-    for name, reason in backends().items():
-        facts[f"backend {name}"] = "available" if reason is None else f"not available: {reason}"
-    if backends()["cpp"] is None:
-        facts["CPU vectors"] = vector_level()
-    try:
-        facts["in use"] = f"{_backend()} for tensors on the CPU"
-    except SettingsError as error:
-        facts["in use"] = f"none: {error}"
-    return facts
+        report = doctor.examine()
+        print(json.dumps(report, indent=2) if self.json else doctor.text(report))
+        wrong = doctor.failed(report)
+        if wrong:
+            raise SelfCheckError(f"self-check failed: {', '.join(wrong)}")
 
 
 def _backend() -> str:
@@ -325,13 +311,6 @@ def _backend() -> str:
         return select("cpu")
     except (ValueError, RuntimeError) as error:
         raise SettingsError(f"STANLEY_FAST_BACKEND: {error}") from error
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 class _Interrupted(Exception):
@@ -361,7 +340,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except comparison.WorkerDiedError as error:
         return _fail(f"{error} Go on: the same command and --resume", 1)
-    except (CheckpointError, DivergedError, NonFiniteError, OSError) as error:
+    except (CheckpointError, DivergedError, NonFiniteError, SelfCheckError, OSError) as error:
         return _fail(str(error), 1)
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):

@@ -1,13 +1,14 @@
 """Registers every operation with torch.library: schema, shape inference, autograd.
 
-The compiled library and Triton only supply kernels for the schemas below; `ops` has the functions
-that people call.
+The compiled library and Triton only supply kernels for the schemas below, in a namespace each, since
+both serve CUDA tensors; `ops` has the functions that people call.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,18 +37,23 @@ _SCHEMAS = (
     "normal_(Tensor(a!) out, Tensor key, SymInt step, int stream, SymInt first, SymInt? total)"
     " -> ()",
     "stepsize(Tensor grad, float threshold, float step_size) -> Tensor",
-    # Stepsizes are gamma's, or without it Eq. 4's. stats: fusion.STATS by steps, empty unless
-    # record.
+)
+
+# Whole chains of a small net: on the CPU alone. Stepsizes are gamma's, or without it Eq. 4's. stats
+# is (4, steps), mean |grad|, f, stepsize and share at the largest one; (4, 0) unless record.
+_CHAIN = (
     "mlp_chain(Tensor z, Tensor[] weights, Tensor[] biases, str activation, float slope, "
     "Tensor? gamma, Tensor key, SymInt step, SymInt steps, float threshold, float step_size, "
     "float noise_scale, float grad_clamp, float clamp_min, float clamp_max, bool script, "
-    "SymInt first, SymInt? total, bool record) -> (Tensor z, Tensor stats)",
+    "SymInt first, SymInt? total, bool record) -> (Tensor z, Tensor stats)"
 )
 
-_library = torch.library.Library("stanley_fast", "DEF")
-for _schema in _SCHEMAS:
-    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
-_ops = torch.ops.stanley_fast
+COMPILED, TRITON = "stanley_fast", "stanley_fast_triton"
+_libraries = {name: torch.library.Library(name, "DEF") for name in (COMPILED, TRITON)}
+for _library in _libraries.values():
+    for _schema in _SCHEMAS:
+        _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+_libraries[COMPILED].define(_CHAIN, tags=(torch.Tag.pt2_compliant_tag,))
 
 
 # Shape inference ---------------------------------------------------------------------------------
@@ -87,7 +93,8 @@ def _check_langevin(z: Tensor, grad: Tensor, gamma: Tensor, key: Tensor, *rest: 
 
 def _fake(name: str) -> Callable[..., Any]:
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        torch.library.register_fake(f"stanley_fast::{name}", function, lib=_library)
+        for namespace, library in _libraries.items():
+            torch.library.register_fake(f"{namespace}::{name}", function, lib=library)
         return function
 
     return register
@@ -119,6 +126,10 @@ def _like_or_empty(tensor: Tensor, wanted: bool) -> Tensor:
     return tensor.new_empty(tensor.shape if wanted else (0,))
 
 
+def _stepsizes_like(tensor: Tensor) -> Tensor:
+    return tensor.new_empty(tensor.shape, dtype=checks.compute_dtype(tensor.dtype))
+
+
 @_fake("stanley_step_backward")
 def _(grad_out: Tensor, z: Tensor | None, grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return _like_or_empty(grad_out, z is not None), _like_or_empty(grad_out, True)
@@ -131,7 +142,7 @@ def _(
     return (
         _like_or_empty(grad_out, z is not None),
         _like_or_empty(grad_out, True),
-        _like_or_empty(grad_out, True),
+        _stepsizes_like(grad_out),
     )
 
 
@@ -143,23 +154,15 @@ def _(out: Tensor, key: Tensor, step: int, stream: int, first: int, total: int |
 @_fake("stepsize")
 def _(grad: Tensor, threshold: float, step_size: float) -> Tensor:
     checks.stepsize(grad, threshold, step_size)
-    return torch.empty_like(grad)
+    return torch.empty_like(grad, dtype=checks.compute_dtype(grad.dtype))
 
 
-@_fake("mlp_chain")
-def _(
-    z: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    activation: str,
-    slope: float,
-    gamma: Tensor | None,
-    key: Tensor,
-    step: int,
-    steps: int,
-    *rest: Any,
-) -> tuple[Tensor, Tensor]:
-    return z.new_empty(z.shape), z.new_empty(4, steps if rest[-1] else 0)
+def _chain(z: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    steps, record = rest[7], rest[-1]
+    return z.new_empty(z.shape), z.new_empty(4, steps if record else 0)
+
+
+torch.library.register_fake(f"{COMPILED}::mlp_chain", _chain, lib=_libraries[COMPILED])
 
 
 # Autograd ----------------------------------------------------------------------------------------
@@ -175,9 +178,9 @@ def _save_stanley(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(z if _clamped(*inputs[7:9]) else None, grad, key.clone())
 
 
-def _stanley_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+def _stanley_backward(ops: Any, ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     z, grad, key = ctx.saved_tensors
-    grad_z, grad_grad = _ops.stanley_step_backward(grad_out, z, grad, key, *ctx.rest)
+    grad_z, grad_grad = ops.stanley_step_backward(grad_out, z, grad, key, *ctx.rest)
     return grad_out if z is None else grad_z, grad_grad, None, *[None] * len(ctx.rest)
 
 
@@ -186,9 +189,9 @@ def _save_langevin(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(z if _clamped(*inputs[6:8]) else None, grad, gamma, key.clone())
 
 
-def _langevin_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+def _langevin_backward(ops: Any, ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     z, grad, gamma, key = ctx.saved_tensors
-    grads = _ops.langevin_step_backward(grad_out, z, grad, gamma, key, *ctx.rest)
+    grads = ops.langevin_step_backward(grad_out, z, grad, gamma, key, *ctx.rest)
     grad_gamma = grads[2].sum_to_size(gamma.shape)
     return grad_out if z is None else grads[0], grads[1], grad_gamma, None, *[None] * len(ctx.rest)
 
@@ -198,34 +201,42 @@ def _save_stepsize(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(grad, output)
 
 
-def _stepsize_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None]:
+def _stepsize_backward(ops: Any, ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None]:
     grad, gamma = ctx.saved_tensors
-    flat = grad.abs() <= ctx.threshold  # elsewhere d gamma / d grad = -gamma / grad
-    return torch.where(flat, 0.0, -grad_out * gamma / grad), None, None
+    wide = grad.to(gamma.dtype)
+    flat = wide.abs() <= ctx.threshold  # elsewhere d gamma / d grad = -gamma / grad
+    return torch.where(flat, 0.0, -grad_out * gamma / wide).to(grad.dtype), None, None
 
 
-def _once(ctx: Any, *grads: Tensor) -> None:
+def _once(ops: Any, ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError(
         "stanley_step and langevin_step are differentiable once: their backward has no derivative. "
         "For second derivatives use stanley_fast.reference, which is plain torch."
     )
 
 
-def _never(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError("mlp_chain has no gradient; sample(backprop_steps=...) goes step by step")
-
-
-for _name, _backward, _save in (
+_DERIVATIVES: tuple[tuple[str, Callable[..., Any], Callable[..., None] | None], ...] = (
     ("stanley_step", _stanley_backward, _save_stanley),
     ("langevin_step", _langevin_backward, _save_langevin),
     ("stepsize", _stepsize_backward, _save_stepsize),
     ("stanley_step_backward", _once, None),
     ("langevin_step_backward", _once, None),
-    ("mlp_chain", _never, None),
-):
-    torch.library.register_autograd(
-        f"stanley_fast::{_name}", _backward, setup_context=_save, lib=_library
-    )
+)
+for _namespace, _library in _libraries.items():
+    for _name, _backward, _save in _DERIVATIVES:
+        torch.library.register_autograd(
+            f"{_namespace}::{_name}",
+            partial(_backward, getattr(torch.ops, _namespace)),
+            setup_context=_save,
+            lib=_library,
+        )
+
+
+def _never(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError("mlp_chain has no gradient; sample(backprop_steps=...) goes step by step")
+
+
+torch.library.register_autograd(f"{COMPILED}::mlp_chain", _never, lib=_libraries[COMPILED])
 
 
 def refuse_grad() -> None:
@@ -250,15 +261,35 @@ def below_autograd(op: Any, args: tuple[Any, ...]) -> Tensor:
     return z
 
 
-def _in_place_autograd(name: str) -> Callable[..., None]:
+def _in_place_autograd(op: Any) -> Callable[..., None]:
     def run(*args: Any) -> None:
         if any(isinstance(a, Tensor) and a.requires_grad for a in args):
             refuse_grad()
-        below_autograd(getattr(_ops, name), args)
+        below_autograd(op, args)
 
     return run
 
 
-for _name in ("stanley_step_", "langevin_step_", "normal_"):
-    _library.impl(_name, _in_place_autograd(_name), "Autograd")
-    _library.impl(_name, _in_place_autograd(_name), "ADInplaceOrView")  # under inference_mode
+for _namespace, _library in _libraries.items():
+    for _name in ("stanley_step_", "langevin_step_", "normal_"):
+        _kernel = _in_place_autograd(getattr(getattr(torch.ops, _namespace), _name))
+        _library.impl(_name, _kernel, "Autograd")
+        _library.impl(_name, _kernel, "ADInplaceOrView")  # under inference_mode
+
+
+# Triton ------------------------------------------------------------------------------------------
+
+
+def _triton_kernel(name: str) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        from stanley_fast.kernels import launch  # imports Triton, so not before it is used
+
+        return getattr(launch, name)(*args)
+
+    return run
+
+
+for _schema in _SCHEMAS:
+    _name = _schema.partition("(")[0]
+    for _device in ("CUDA", "CPU"):  # on the CPU: Triton's interpreter
+        _libraries[TRITON].impl(_name, _triton_kernel(_name), _device)

@@ -17,11 +17,11 @@ from torch.autograd import forward_ad
 
 from stanley_fast import checks, reference
 from stanley_fast.backends import select
-from stanley_fast.library import below_autograd, refuse_grad
+from stanley_fast.library import COMPILED, TRITON, below_autograd, refuse_grad
 
 Clamp = tuple[float, float] | None
 
-_ops = torch.ops.stanley_fast
+_compiled, _triton = getattr(torch.ops, COMPILED), getattr(torch.ops, TRITON)
 _NO_CLAMP = (-math.inf, math.inf)
 
 
@@ -48,7 +48,8 @@ def stanley_step(
     |grad| <= threshold the stepsize is flat, and where clamp cuts all gradients are 0.
 
     Args:
-        z: chain state, any shape and strides, float32 or float64.
+        z: chain state, any shape and strides; float32, float64, float16 or bfloat16. The last two
+            are computed in float32 and rounded once.
         grad: gradient of the log-density at z; z's shape, dtype and device.
         key: int64 (2,), from `key`; read on the device, not changed.
         step: which transition of the chain; each has its own noise.
@@ -74,13 +75,14 @@ def stanley_step(
     >>> for k in range(10):
     ...     z = sf.stanley_step(z, -z, sf.key(0), k, threshold=0.1)
     """
-    if _uses_reference(z):
+    ops = _ops_for(z)
+    if ops is None:
         return reference.stanley_step(
             z, grad, key, step, threshold=threshold, step_size=step_size, noise_scale=noise_scale,
             clamp=clamp, update=update, first=first, total=total,
         )  # fmt: skip
     return _call(
-        _ops.stanley_step.default, _any_requires_grad(z, grad), (z, grad, key, step, threshold,
+        ops.stanley_step.default, _any_requires_grad(z, grad), (z, grad, key, step, threshold,
         step_size, noise_scale, *_bounds(clamp), _is_script(update), first, total),
     )  # fmt: skip
 
@@ -105,7 +107,8 @@ def stanley_step_(
     >>> z = torch.zeros(100, 2)
     >>> z = sf.stanley_step_(z, -z, sf.key(0), threshold=0.1, clamp=(-1.0, 1.0))
     """
-    if _uses_reference(z):
+    ops = _ops_for(z)
+    if ops is None:
         if _any_requires_grad(z, grad):
             refuse_grad()
         return z.copy_(reference.stanley_step(
@@ -113,7 +116,7 @@ def stanley_step_(
             clamp=clamp, update=update, first=first, total=total,
         ))  # fmt: skip
     return _call_in_place(
-        _ops.stanley_step_.default, _any_requires_grad(z, grad), (z, grad, key, step, threshold,
+        ops.stanley_step_.default, _any_requires_grad(z, grad), (z, grad, key, step, threshold,
         step_size, noise_scale, *_bounds(clamp), _is_script(update), first, total),
     )  # fmt: skip
 
@@ -140,7 +143,8 @@ def langevin_step(
     Differentiable once in z, grad and a gamma tensor.
 
     Args:
-        gamma: the stepsize, positive; a number, or a tensor of z's dtype that broadcasts to z.
+        gamma: the stepsize, positive; a number, or a tensor that broadcasts to z, float64 for a
+            float64 z and float32 for all others.
         z, grad, key, step, noise_scale, clamp, update, first, total: as in `stanley_step`.
 
     Returns:
@@ -156,14 +160,15 @@ def langevin_step(
     >>> z = torch.zeros(100, 2)
     >>> z = sf.langevin_step(z, -z, 0.01, sf.key(0))
     """
-    if _uses_reference(z):
+    ops = _ops_for(z)
+    if ops is None:
         return reference.langevin_step(
             z, grad, gamma, key, step, noise_scale=noise_scale, clamp=clamp, update=update,
             first=first, total=total,
         )  # fmt: skip
     gamma = _gamma(gamma, z)
     return _call(
-        _ops.langevin_step.default, _any_requires_grad(z, grad, gamma), (z, grad, gamma, key, step,
+        ops.langevin_step.default, _any_requires_grad(z, grad, gamma), (z, grad, gamma, key, step,
         noise_scale, *_bounds(clamp), _is_script(update), first, total),
     )  # fmt: skip
 
@@ -187,7 +192,8 @@ def langevin_step_(
     >>> z = torch.zeros(100, 2)
     >>> z = sf.langevin_step_(z, -z, torch.tensor(0.01), sf.key(0))
     """
-    if _uses_reference(z):
+    ops = _ops_for(z)
+    if ops is None:
         if _any_requires_grad(z, grad, gamma):
             refuse_grad()
         return z.copy_(reference.langevin_step(
@@ -196,7 +202,7 @@ def langevin_step_(
         ))  # fmt: skip
     gamma = _gamma(gamma, z)
     return _call_in_place(
-        _ops.langevin_step_.default, _any_requires_grad(z, grad, gamma), (z, grad, gamma, key, step,
+        ops.langevin_step_.default, _any_requires_grad(z, grad, gamma), (z, grad, gamma, key, step,
         noise_scale, *_bounds(clamp), _is_script(update), first, total),
     )  # fmt: skip
 
@@ -221,7 +227,8 @@ def normal(
         key: int64 (2,), from `key`; the result is on its device.
         step: which draw of those that use blocks step * ceil(total / 4) and on.
         stream: 0 chain noise, 1 accept draws, 2 starts and data, 3 rounding.
-        dtype: float32 or float64; the two use the same random words.
+        dtype: float32, float64, float16 or bfloat16; all use the same random words, and the last
+            two are float32's normals, rounded.
         first, total: as in `stanley_step`.
 
     Returns:
@@ -238,23 +245,25 @@ def normal(
     """
     checks.key(key)
     checks.size(shape)
-    if _uses_reference(key):
+    ops = _ops_for(key)
+    if ops is None:
         return reference.normal(
             tuple(shape), key, step, stream=stream, dtype=dtype, first=first, total=total
         )
     out = torch.empty(tuple(shape), dtype=dtype, device=key.device)
-    return _call_in_place(_ops.normal_.default, False, (out, key, step, stream, first, total))
+    return _call_in_place(ops.normal_.default, False, (out, key, step, stream, first, total))
 
 
 def stepsize(grad: Tensor, *, threshold: float, step_size: float = 1.0) -> Tensor:
     """The anisotropic stepsize alone: gamma = step_size * threshold / max(threshold, |grad|).
 
     Args:
-        grad: gradient of the log-density, any shape, float32 or float64.
+        grad: gradient of the log-density, any shape, float32, float64, float16 or bfloat16.
         threshold, step_size: as in `stanley_step`.
 
     Returns:
-        gamma, with grad's shape and dtype, strides as torch.empty_like(grad), in [0, step_size].
+        gamma, in [0, step_size], with grad's shape, strides as torch.empty_like(grad); float64 for
+        a float64 grad and float32 for all others, as `langevin_step` wants it.
 
     Raises:
         RuntimeError: names the argument, what it got and what is wanted.
@@ -264,17 +273,22 @@ def stepsize(grad: Tensor, *, threshold: float, step_size: float = 1.0) -> Tenso
     >>> stepsize(torch.tensor([0.0, 0.1, -1.0]), threshold=0.1)
     tensor([1.0000, 1.0000, 0.1000])
     """
-    if _uses_reference(grad):
+    ops = _ops_for(grad)
+    if ops is None:
         return reference.stepsize(grad, threshold=threshold, step_size=step_size)
-    return _call(_ops.stepsize.default, grad.requires_grad, (grad, threshold, step_size))
+    return _call(ops.stepsize.default, grad.requires_grad, (grad, threshold, step_size))
 
 
-def _uses_reference(tensor: Tensor) -> bool:
+def _ops_for(tensor: Tensor) -> Any:
+    """The registered operations of the backend for `tensor`; None means the reference."""
     try:
-        return select("cpu" if tensor.is_cpu else tensor.device.type) == "reference"
+        name = select("cpu" if tensor.is_cpu else tensor.device.type)
     except AttributeError:
         checks.tensor("z", tensor)
         raise
+    if name == "triton":
+        return _triton
+    return None if name == "reference" else _compiled
 
 
 def _bounds(clamp: Clamp) -> tuple[float, float]:
@@ -301,7 +315,7 @@ def _gamma(gamma: float | Tensor, z: Tensor) -> Tensor:
     if isinstance(gamma, Tensor):
         return gamma
     checks.gamma(gamma, z)
-    return torch.full((), gamma, dtype=z.dtype, device=z.device)
+    return torch.full((), gamma, dtype=checks.compute_dtype(z.dtype), device=z.device)
 
 
 def _call(op: Any, requires_grad: bool, args: tuple[Any, ...]) -> Any:

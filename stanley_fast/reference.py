@@ -84,18 +84,19 @@ def normal(
     """See `stanley_fast.normal`."""
     n = checks.size(shape)
     total = checks.normal(n, key, step, stream, dtype, first, total)
-    noise = box_muller(words(n, key, step, stream, first, total), dtype)
-    return noise.flatten()[first % 4 : first % 4 + n].reshape(shape)
+    noise = box_muller(words(n, key, step, stream, first, total), checks.compute_dtype(dtype))
+    return noise.flatten()[first % 4 : first % 4 + n].reshape(shape).to(dtype)
 
 
 def stepsize(grad: Tensor, *, threshold: float, step_size: float = 1.0) -> Tensor:
     """See `stanley_fast.stepsize`. At |grad| <= threshold it is flat, with derivative 0."""
     checks.stepsize(grad, threshold, step_size)
-    size = grad.abs()
+    dtype = checks.compute_dtype(grad.dtype)
+    size = grad.to(dtype).abs()
     flat = size <= threshold
     # The inner where keeps autograd from dividing by zero on the flat branch.
     gamma = step_size * (threshold / torch.where(flat, threshold, size))
-    return torch.empty_like(grad).copy_(torch.where(flat, step_size, gamma))
+    return torch.empty_like(grad, dtype=dtype).copy_(torch.where(flat, step_size, gamma))
 
 
 def stanley_step(
@@ -135,7 +136,7 @@ def langevin_step(
     """See `stanley_fast.langevin_step`: Eq. 5 with the stepsize given."""
     checks.gamma(gamma, z)
     total = checks.step(z, grad, key, step, noise_scale, clamp, update, first, total)
-    gamma = torch.as_tensor(gamma, dtype=z.dtype, device=z.device)
+    gamma = torch.as_tensor(gamma, dtype=checks.compute_dtype(z.dtype), device=z.device)
     return _update(z, grad, gamma, key, step, noise_scale, clamp, update, first, total)
 
 
@@ -151,14 +152,16 @@ def _update(
     first: int,
     total: int,
 ) -> Tensor:
-    xi = normal(z.shape, key, step, dtype=z.dtype, first=first, total=total)
+    dtype = checks.compute_dtype(z.dtype)
+    state, grad = z.to(dtype), grad.to(dtype)
+    xi = normal(z.shape, key, step, dtype=dtype, first=first, total=total)
     if update == "paper":
-        moved = z + (gamma / 2 * grad + torch.sqrt(gamma) * noise_scale * xi)  # Eq. 5
+        moved = state + (gamma / 2 * grad + torch.sqrt(gamma) * noise_scale * xi)  # Eq. 5
     else:
-        moved = z + (gamma * grad + gamma * noise_scale * xi)
+        moved = state + (gamma * grad + gamma * noise_scale * xi)
     if clamp is not None:
-        most = torch.finfo(z.dtype).max  # a bound beyond it bounds nothing
+        most = torch.finfo(dtype).max  # a bound beyond it bounds nothing
         lo, hi = (b if abs(b) <= most else math.copysign(math.inf, b) for b in clamp)
         moved = moved.clamp(lo, hi)
-    # The result keeps z's strides, whatever the arithmetic above made of them.
+    # The result keeps z's dtype and strides, whatever the arithmetic above made of them.
     return torch.empty_like(z).copy_(moved)

@@ -13,6 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+# Without a GPU the Triton kernels run in Triton's interpreter; asked for before it is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 import stanley_fast as sf
 
 # The fixtures below do not change between the examples of one test, so sharing them is harmless.
@@ -56,8 +60,9 @@ class Backend(NamedTuple):
     device: str
 
 
+GPU = "cuda" if torch.cuda.is_available() else "cpu"
 AVAILABLE = [
-    Backend(name, "cuda" if name in ("cuda", "triton") else "cpu")
+    Backend(name, GPU if name in ("cuda", "triton") else "cpu")
     for name, why_not in sf.backends().items()
     if why_not is None
 ]

@@ -169,67 +169,92 @@ __attribute__((noinline)) void silu(T* __restrict values, T* __restrict slopes, 
   }
 }
 
-// The net's value at tile.z into tile.f where it is wanted, its gradient into tile.grad.
+// How far a pass through the net has come: what is read next, and the two layers' places.
+template <class T>
+struct Place {
+  const T* weights;
+  T *slopes, *in, *out;
+
+  void turn() {
+    T* was = in;
+    in = out;
+    out = was;
+  }
+};
+
+// Leaves the last hidden layer in place.in, the slopes and weights after those it used.
 template <int columns, Activation activation, class T>
-void gradient(const Net<T>& net, const T* packed, const Tile<T>& tile, bool with_value) {
+inline void forward(const Net<T>& net, const Tile<T>& tile, Place<T>& place) {
   constexpr int64_t n = kPerVector<T>, chains = columns * n;
-  const int last = net.layers - 1;
   const Vector<T> slope = Vector<T>{} + net.slope, one = Vector<T>{} + T(1);
-  const T *in = tile.z, *weights = packed;
-  T *out = tile.a, *spare = tile.b, *slopes = tile.slopes;
-  for (int l = 0; l < last; ++l) {
+  for (int l = 0; l + 1 < net.layers; ++l) {
     const int64_t k = net.widths[l], rows = padded(net.widths[l + 1]);
-    const T* bias = weights;
-    weights += rows;
+    const T *in = l ? place.in : tile.z, *bias = place.weights, *weights = bias + rows;
     for (int64_t row = 0; row < rows; row += kRows, weights += k * kRows) {
-      T *to = out + row * chains, *slope_to = slopes + row * chains;
+      T *to = place.out + row * chains, *slope_to = place.slopes + row * chains;
       product<columns>(weights, k, in, bias + row, [&](int r, int c, Vector<T> x) {
-        const int64_t place = r * chains + c * n;
+        const int64_t i = r * chains + c * n;
         if (activation == Activation::kLeaky) {
           const Vector<T> by = x > 0 ? one : slope;
-          at(slope_to + place) = by;
+          at(slope_to + i) = by;
           x *= by;
         }
-        at(to + place) = x;
+        at(to + i) = x;
       });
     }
-    if (activation == Activation::kSilu) silu(out, slopes, rows * chains);
-    slopes += rows * chains;
-    in = out;
-    out = spare;
-    spare = const_cast<T*>(in);
+    if (activation == Activation::kSilu) silu(place.out, place.slopes, rows * chains);
+    place.weights = weights;
+    place.slopes += rows * chains;
+    place.turn();
   }
+}
 
-  const int64_t top = padded(net.widths[last]);
+// The last layer: f into tile.f where it is wanted, its derivative by the layer below into
+// place.in.
+template <int columns, class T>
+inline void last_layer(const Net<T>& net, const Tile<T>& tile, bool with_value, Place<T>& place) {
+  constexpr int64_t n = kPerVector<T>, chains = columns * n;
+  const int64_t width = net.widths[net.layers - 1], rows = padded(width);
+  const T *weights = place.weights, *bias = weights + rows;
   for (int c = 0; with_value && c < columns; ++c) {
-    Vector<T> f = Vector<T>{} + weights[top];
-    for (int64_t row = 0; row < top; ++row) f += at(in + row * chains + c * n) * weights[row];
+    Vector<T> f = Vector<T>{} + *bias;
+    for (int64_t row = 0; row < width; ++row)
+      f += at(place.in + row * chains + c * n) * weights[row];
     at(tile.f + c * n) = f;
   }
-  slopes -= top * chains;
-  for (int64_t row = 0; row < net.widths[last]; ++row)
-    for (int c = 0; c < columns; ++c) {
-      const int64_t place = row * chains + c * n;
-      at(out + place) = at(slopes + place) * weights[row];
-    }
-  weights += top + kRows;
+  place.slopes -= rows * chains;
+  for (int64_t row = 0; row < width; ++row)
+    for (int64_t i = row * chains; i < (row + 1) * chains; i += n)
+      at(place.out + i) = at(place.slopes + i) * weights[row];
+  place.weights = bias + kRows;
+  place.turn();
+}
 
-  for (int l = last - 1; l >= 0; --l) {
+// The derivative by z into tile.grad.
+template <int columns, class T>
+inline void backward(const Net<T>& net, const Tile<T>& tile, Place<T>& place) {
+  constexpr int64_t n = kPerVector<T>, chains = columns * n;
+  for (int l = net.layers - 2; l >= 0; --l) {
     const int64_t k = net.widths[l + 1], rows = padded(net.widths[l]);
-    in = out;
-    out = l ? spare : tile.grad;
-    spare = const_cast<T*>(in);
-    if (l) slopes -= rows * chains;
-    for (int64_t row = 0; row < rows; row += kRows, weights += k * kRows) {
-      T* to = out + row * chains;
-      const T* by = slopes + row * chains;
-      product<columns>(weights, k, in, static_cast<const T*>(nullptr),
-                       [&](int r, int c, Vector<T> x) {
-                         const int64_t place = r * chains + c * n;
-                         at(to + place) = l ? x * at(by + place) : x;
-                       });
+    if (l) place.slopes -= rows * chains;
+    for (int64_t row = 0; row < rows; row += kRows, place.weights += k * kRows) {
+      T* to = (l ? place.out : tile.grad) + row * chains;
+      const T *by = place.slopes + row * chains, *start = nullptr;
+      product<columns>(place.weights, k, place.in, start, [&](int r, int c, Vector<T> x) {
+        const int64_t i = r * chains + c * n;
+        at(to + i) = l ? x * at(by + i) : x;
+      });
     }
+    place.turn();
   }
+}
+
+template <int columns, Activation activation, class T>
+void gradient(const Net<T>& net, const T* packed, const Tile<T>& tile, bool with_value) {
+  Place<T> place = {packed, tile.slopes, tile.a, tile.b};
+  forward<columns, activation>(net, tile, place);
+  last_layer<columns>(net, tile, with_value, place);
+  backward<columns>(net, tile, place);
 }
 
 // (chains, d) in memory to [row][chain] and back; chains beyond `valid` are left as they are.
@@ -245,26 +270,26 @@ inline void from_lanes(const T* from, int64_t valid, int64_t d, int64_t chains, 
     for (int64_t j = 0; j < d; ++j) to[i * d + j] = from[j * chains + i];
 }
 
-template <class T>
-inline T gamma_at(const ChainArgs<T>& a, Gamma kind, T grad, T given) {
-  if (kind == Gamma::kAdaptive) return stepsize(grad, a.threshold, a.step_size);
-  return kind == Gamma::kScalar ? a.gamma_value : given;
+template <Gamma kind, class T>
+inline Rate<T> rate_at(const ChainArgs<T>& a, Rate<T> scalar, T grad, T given) {
+  if (kind == Gamma::kAdaptive) return adaptive_rate(grad, a.threshold, a.root_scale);
+  return kind == Gamma::kScalar ? scalar : given_rate(given);
 }
 
 // One transition of n elements. watch becomes NaN where z or the gradient is not finite.
 template <Gamma kind, Update update, class T>
 __attribute__((noinline)) void transition(const ChainArgs<T>& args, const Tile<T>& tile,
                                           int64_t n) {
-  const T lo = args.lo, hi = args.hi, most = args.grad_clamp, scale = args.noise_scale;
   const ChainArgs<T> a = args;  // a copy that z cannot alias
+  const Rate<T> scalar = given_rate(a.gamma_value);
   T *z = tile.z, *watch = tile.watch;
   const T *grad = tile.grad, *xi = tile.xi, *given = tile.gamma;
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     watch[i] += (z[i] - z[i]) + (grad[i] - grad[i]);
-    const T g = bound(grad[i], -most, most);
-    const T gamma = gamma_at(a, kind, g, given[i]);
-    z[i] = bound(move<update>(z[i], g, gamma, scale * xi[i]), lo, hi);
+    const T g = bound(grad[i], -a.grad_clamp, a.grad_clamp);
+    const Rate<T> rate = rate_at<kind>(a, scalar, g, given[i]);
+    z[i] = bound(move<kind, update>(z[i], g, rate, a.noise_scale * xi[i]), a.lo, a.hi);
   }
 }
 
@@ -284,6 +309,12 @@ void transition(const ChainArgs<T>& a, const Tile<T>& tile, int64_t n) {
   }
 }
 
+template <class T>
+inline T gamma_at(const ChainArgs<T>& a, T grad, T given) {
+  if (a.kind == Gamma::kAdaptive) return stepsize(grad, a.threshold, a.step_size);
+  return a.kind == Gamma::kScalar ? a.gamma_value : given;
+}
+
 // Sums over the first `valid` chains, into their groups' rows of stats, which are `stride` apart.
 template <class T>
 void record(const ChainArgs<T>& a, const Tile<T>& tile, int64_t chains, int64_t valid,
@@ -294,7 +325,7 @@ void record(const ChainArgs<T>& a, const Tile<T>& tile, int64_t chains, int64_t 
     sums[kLogDensity] += tile.f[chain];
     for (int64_t j = 0; j < a.net->widths[0]; ++j) {
       const int64_t i = j * chains + chain;
-      const T gamma = gamma_at(a, a.kind, tile.grad[i], tile.gamma[i]);
+      const T gamma = gamma_at(a, tile.grad[i], tile.gamma[i]);
       sums[kGradAbs] += std::fabs(tile.grad[i]);
       sums[kStepsize] += gamma;
       sums[kAtMax] += gamma >= a.step_size;

@@ -34,7 +34,7 @@ struct ChainArgs {
   int64_t chains, steps;
   const T* gamma;  // if a tensor: like z
   T gamma_value;   // if scalar
-  T threshold, step_size, noise_scale, grad_clamp, lo, hi;
+  T threshold, step_size, root_scale, noise_scale, grad_clamp, lo, hi;
   Gamma kind;
   bool script;
   Noise noise;  // at the first step

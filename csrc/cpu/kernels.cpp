@@ -2,7 +2,6 @@
 // it; the loops are plain C++ that the compiler vectorises.
 #include "kernels.h"
 
-#include "../step.h"
 #include "noise.h"
 
 namespace stanley::cpu {
@@ -21,11 +20,11 @@ struct Scratch {
   }
 };
 
-// `scalar` is *a.gamma, read once, where there is one stepsize for all.
+// `scalar` is that of *a.gamma, read once, where there is one stepsize for all.
 template <Gamma kind, class S, class T>
-inline T gamma_at(const StepArgs<S>& a, T scalar, T grad, int64_t i) {
-  if (kind == Gamma::kAdaptive) return stepsize(grad, a.threshold, a.step_size);
-  return kind == Gamma::kScalar ? scalar : a.gamma[i];
+inline Rate<T> rate_at(const StepArgs<S>& a, Rate<T> scalar, T grad, int64_t i) {
+  if (kind == Gamma::kAdaptive) return adaptive_rate(grad, a.threshold, a.root_scale);
+  return kind == Gamma::kScalar ? scalar : given_rate(a.gamma[i]);
 }
 
 template <Gamma kind, Update update, class S>
@@ -33,7 +32,7 @@ void step_loop(const StepArgs<S>& args, int64_t begin, int64_t end) {
   using T = Compute<S>;
   Scratch<T> scratch;
   const StepArgs<S> a = args;  // a copy that `out` cannot alias
-  const T scalar = kind == Gamma::kScalar ? *a.gamma : T(0);
+  const Rate<T> scalar = given_rate(kind == Gamma::kScalar ? *a.gamma : T(0));
   for (int64_t at = begin; at < end; at += kChunk) {
     const int64_t n = end - at < kChunk ? end - at : kChunk;
     const T* xi = scratch.fill(a, at, n);
@@ -41,8 +40,9 @@ void step_loop(const StepArgs<S>& args, int64_t begin, int64_t end) {
     S* out = a.out + at;
 #pragma GCC ivdep
     for (int64_t i = 0; i < n; ++i) {
-      const T g = widen(grad[i]), gamma = gamma_at<kind>(a, scalar, g, at + i);
-      const T moved = move<update>(widen(z[i]), g, gamma, a.noise_scale * xi[i]);
+      const T g = widen(grad[i]);
+      const Rate<T> rate = rate_at<kind>(a, scalar, g, at + i);
+      const T moved = move<kind, update>(widen(z[i]), g, rate, a.noise_scale * xi[i]);
       narrow(bound(moved, a.lo, a.hi), out + i);
     }
   }
@@ -53,7 +53,7 @@ void backward_loop(const StepArgs<S>& args, int64_t begin, int64_t end) {
   using T = Compute<S>;
   Scratch<T> scratch;
   const StepArgs<S> a = args;
-  const T scalar = kind == Gamma::kScalar ? *a.gamma : T(0);
+  const Rate<T> scalar = given_rate(kind == Gamma::kScalar ? *a.gamma : T(0));
   for (int64_t at = begin; at < end; at += kChunk) {
     const int64_t n = end - at < kChunk ? end - at : kChunk;
     const T* xi = scratch.fill(a, at, n);
@@ -61,20 +61,20 @@ void backward_loop(const StepArgs<S>& args, int64_t begin, int64_t end) {
     for (int64_t i = 0; i < n; ++i) {
       const int64_t e = at + i;
       const T grad = widen(a.grad[e]), noise = a.noise_scale * xi[i];
-      const T gamma = gamma_at<kind>(a, scalar, grad, e);
+      const Rate<T> rate = rate_at<kind>(a, scalar, grad, e);
       const T incoming = widen(a.grad_out[e]);
       bool cut = false;
       if (a.z) {
-        const T moved = move<update>(widen(a.z[e]), grad, gamma, noise);
+        const T moved = move<kind, update>(widen(a.z[e]), grad, rate, noise);
         cut = moved < a.lo || moved > a.hi;
         narrow(cut ? T(0) : incoming, a.grad_z + e);
       }
       if (kind == Gamma::kAdaptive) {
-        const T by_grad = stanley_by_grad<update>(grad, gamma, a.threshold, noise);
+        const T by_grad = stanley_by_grad<update>(grad, rate, a.threshold, noise);
         narrow(cut ? T(0) : incoming * by_grad, a.grad_grad + e);
       } else {
-        narrow(cut ? T(0) : incoming * move_by_grad<update>(gamma), a.grad_grad + e);
-        a.grad_gamma[e] = cut ? T(0) : incoming * move_by_gamma<update>(grad, gamma, noise);
+        narrow(cut ? T(0) : incoming * move_by_grad<update>(rate), a.grad_grad + e);
+        a.grad_gamma[e] = cut ? T(0) : incoming * move_by_gamma<update>(grad, rate, noise);
       }
     }
   }

@@ -5,7 +5,6 @@
 // each, and it might be one with instructions that the machine lacks.
 #pragma once
 
-#include "../step.h"
 #include "kernels.h"
 
 #if defined(__SSE2__)
