@@ -10,13 +10,13 @@ namespace {
 
 template <class T>
 struct Scratch {
-  Words words;
+  Draw draw;
   alignas(64) T noise[4 * kBlocks] = {};
 
   template <class S>
   const T* fill(const StepArgs<S>& a, int64_t begin, int64_t n) {
     if (a.noise_scale == T(0)) return noise;  // all zeros: never filled
-    return normals(a.noise, a.noise.first + begin, n, words, noise);
+    return normals(a.noise, a.noise.first + begin, n, draw, noise);
   }
 };
 
@@ -115,7 +115,7 @@ void normal(const Noise& noise, S* out, int64_t begin, int64_t end) {
   Scratch<Compute<S>> scratch;
   for (int64_t at = begin; at < end; at += kChunk) {
     const int64_t n = end - at < kChunk ? end - at : kChunk;
-    const auto* xi = normals(noise, noise.first + at, n, scratch.words, scratch.noise);
+    const auto* xi = normals(noise, noise.first + at, n, scratch.draw, scratch.noise);
     for (int64_t i = 0; i < n; ++i) narrow(xi[i], out + at + i);
   }
 }

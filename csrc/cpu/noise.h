@@ -17,25 +17,33 @@ namespace {
 
 constexpr int64_t kChunk = 1024;  // elements; their noise and words stay in L1
 
+// Every operation is written for kJam vectors at once: the chains of dependent instructions in
+// Philox and Box-Muller are long, and others fill the gaps.
 #if defined(__AVX512F__)
-constexpr int kLanes = 8;
+constexpr int kLanes = 8, kJam = 8;
 #elif defined(__AVX2__)
-constexpr int kLanes = 4;
+constexpr int kLanes = 4, kJam = 4;
 #else
-constexpr int kLanes = 2;
+constexpr int kLanes = 2, kJam = 2;
 #endif
 
 // One Philox counter per 64-bit lane: products need no shuffles. Only the low halves count, what
 // gathers in the high halves is never read.
-typedef uint64_t Lanes __attribute__((vector_size(8 * kLanes)));
+typedef uint64_t Counters __attribute__((vector_size(8 * kLanes)));
 
-inline Lanes product(Lanes a, uint64_t b) {
+// The pairs of words of kJam * kLanes blocks, and as many floats.
+constexpr int kPairs = 2 * kJam * kLanes;
+typedef uint32_t Words __attribute__((vector_size(4 * kPairs)));
+typedef int32_t Ints __attribute__((vector_size(4 * kPairs)));
+typedef float Floats __attribute__((vector_size(4 * kPairs)));
+
+inline Counters product(Counters a, uint64_t b) {
 #if defined(__AVX512F__)
-  return (Lanes)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+  return (Counters)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
 #elif defined(__AVX2__)
-  return (Lanes)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
+  return (Counters)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
 #elif defined(__SSE2__)
-  return (Lanes)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
+  return (Counters)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
 #else
   return (a & 0xFFFFFFFFu) * b;
 #endif
@@ -43,13 +51,16 @@ inline Lanes product(Lanes a, uint64_t b) {
 
 inline uint64_t product(uint32_t a, uint32_t b) { return static_cast<uint64_t>(a) * b; }
 
-constexpr int64_t kBlocks = kChunk / 4 + 1 + 2 * kLanes;  // a chunk may start within a block
+// A chunk may start within a block, and is worked on in whole jams.
+constexpr int64_t kBlocks = (kChunk / 4 / (kJam * kLanes) + 2) * (kJam * kLanes);
 
 // Words w0, w2 of each block in `radius` and w1, w3 in `angle`, as box_muller pairs them.
-struct Words {
+struct Draw {
   alignas(64) uint32_t radius[2 * kBlocks];
   alignas(64) uint32_t angle[2 * kBlocks];
 };
+
+#define STANLEY_JAM _Pragma("GCC unroll 8") for (int j = 0; j < kJam; ++j)
 
 // Philox for blocks whose high counter word is the same. Counter words 1, 2 and 3 are then uniform,
 // so half of the first two rounds is done once.
@@ -60,49 +71,119 @@ void fill_words(const Noise& noise, uint64_t block, int64_t blocks, uint32_t* ra
   const uint32_t c0 = static_cast<uint32_t>(p1 >> 32) ^ high ^ noise.k0;
   const uint32_t c1 = static_cast<uint32_t>(p1);
   const uint64_t p0 = product(kPhiloxM0, c0);
-  Lanes k0[kPhiloxRounds], k1[kPhiloxRounds];
+  Counters k0[kPhiloxRounds], k1[kPhiloxRounds];
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    k0[round] = Lanes{} + (noise.k0 + round * kPhiloxW0);
-    k1[round] = Lanes{} + (noise.k1 + round * kPhiloxW1);
+    k0[round] = Counters{} + (noise.k0 + round * kPhiloxW0);
+    k1[round] = Counters{} + (noise.k1 + round * kPhiloxW1);
   }
-  const Lanes s0 = k0[1] ^ c1, s2 = k1[1] ^ (p0 >> 32), s3 = Lanes{} + static_cast<uint32_t>(p0);
-  Lanes counter;
+  const Counters s0 = k0[1] ^ c1, s2 = k1[1] ^ (p0 >> 32);
+  const Counters s3 = Counters{} + static_cast<uint32_t>(p0);
+  Counters counter;
   for (int i = 0; i < kLanes; ++i) counter[i] = static_cast<uint32_t>(block) + i;
 
-  for (int64_t b = 0; b < blocks; b += kLanes) {
-    Lanes q0 = product(counter, kPhiloxM0);
-    counter += kLanes;
-    Lanes q1 = product((q0 >> 32) ^ k1[0], kPhiloxM1);
-    Lanes w0 = (q1 >> 32) ^ s0, w1 = q1, w2 = q0 ^ s2, w3 = s3;
-    for (int round = 2; round < kPhiloxRounds; ++round) {
-      q0 = product(w0, kPhiloxM0);
-      q1 = product(w2, kPhiloxM1);
-      w0 = (q1 >> 32) ^ w1 ^ k0[round];
-      w1 = q1;
-      w2 = (q0 >> 32) ^ w3 ^ k1[round];
-      w3 = q0;
+  for (int64_t b = 0; b < blocks; b += kJam * kLanes) {
+    Counters q0[kJam], q1[kJam], w0[kJam], w1[kJam], w2[kJam], w3[kJam];
+    STANLEY_JAM q0[j] = product(counter + j * kLanes, kPhiloxM0);
+    counter += kJam * kLanes;
+    STANLEY_JAM q1[j] = product((q0[j] >> 32) ^ k1[0], kPhiloxM1);
+    STANLEY_JAM {
+      w0[j] = (q1[j] >> 32) ^ s0;
+      w1[j] = q1[j];
+      w2[j] = q0[j] ^ s2;
+      w3[j] = s3;
     }
-    Lanes r = (w0 & 0xFFFFFFFFu) | (w2 << 32), a = (w1 & 0xFFFFFFFFu) | (w3 << 32);
-    std::memcpy(radius + 2 * b, &r, sizeof r);
-    std::memcpy(angle + 2 * b, &a, sizeof a);
+#pragma GCC unroll 8
+    for (int round = 2; round < kPhiloxRounds; ++round) {
+      STANLEY_JAM q0[j] = product(w0[j], kPhiloxM0);
+      STANLEY_JAM q1[j] = product(w2[j], kPhiloxM1);
+      STANLEY_JAM {
+        w0[j] = (q1[j] >> 32) ^ w1[j] ^ k0[round];
+        w1[j] = q1[j];
+      }
+      STANLEY_JAM {
+        w2[j] = (q0[j] >> 32) ^ w3[j] ^ k1[round];
+        w3[j] = q0[j];
+      }
+    }
+    STANLEY_JAM {
+      const Counters r = (w0[j] & 0xFFFFFFFFu) | (w2[j] << 32);
+      const Counters a = (w1[j] & 0xFFFFFFFFu) | (w3[j] << 32);
+      std::memcpy(radius + 2 * (b + j * kLanes), &r, sizeof r);
+      std::memcpy(angle + 2 * (b + j * kLanes), &a, sizeof a);
+    }
   }
+}
+
+#undef STANLEY_JAM
+
+}  // namespace
+}  // namespace STANLEY_LEVEL
+}  // namespace stanley::cpu
+
+namespace stanley {
+
+template <>
+struct Lane<cpu::STANLEY_LEVEL::Floats> {
+  using F = cpu::STANLEY_LEVEL::Floats;
+  using Int = cpu::STANLEY_LEVEL::Ints;
+  using Word = cpu::STANLEY_LEVEL::Words;
+
+  static STANLEY_HD F of(Int i) { return __builtin_convertvector(i, F); }
+  static STANLEY_HD F of(Word w) {
+#if defined(__AVX512F__)
+    return __builtin_convertvector(w, F);
+#else  // halves are exact, so there is one rounding here too
+    return of(Int(w >> 16)) * 65536.0f + of(Int(w & 0xFFFFu));
+#endif
+  }
+  static STANLEY_HD Int truncated(F x) { return __builtin_convertvector(x, Int); }
+  static STANLEY_HD F root(F x) {
+    for (int i = 0; i < cpu::STANLEY_LEVEL::kPairs; ++i) x[i] = std::sqrt(x[i]);
+    return x;
+  }
+  static STANLEY_HD Word bits(F x) { return (Word)x; }
+  static STANLEY_HD F from_bits(Word bits) { return (F)bits; }
+};
+
+namespace cpu {
+namespace STANLEY_LEVEL {
+namespace {
+
+void normals_of(const Draw& draw, int64_t pairs, float* out) {
+  for (int64_t i = 0; i < pairs; i += kPairs) {
+    Words a, b;
+    std::memcpy(&a, draw.radius + i, sizeof a);
+    std::memcpy(&b, draw.angle + i, sizeof b);
+    Floats n[2];
+    box_muller(a, b, n);
+    float values[2][kPairs];
+    std::memcpy(values, n, sizeof n);
+    for (int j = 0; j < kPairs; ++j) {
+      out[2 * (i + j)] = values[0][j];
+      out[2 * (i + j) + 1] = values[1][j];
+    }
+  }
+}
+
+void normals_of(const Draw& draw, int64_t pairs, double* out) {
+  for (int64_t i = 0; i < pairs; ++i) box_muller(draw.radius[i], draw.angle[i], out + 2 * i);
 }
 
 // Normals of the global elements [element, element + n), n <= kChunk; returns where they begin.
 template <class T>
-const T* normals(const Noise& noise, int64_t element, int64_t n, Words& words, T* buffer) {
+const T* normals(const Noise& noise, int64_t element, int64_t n, Draw& draw, T* buffer) {
   const int64_t lane = element & 3, blocks = (lane + n + 3) / 4;
   const uint64_t block = noise.block + static_cast<uint64_t>(element >> 2);
   const uint64_t low_left = (uint64_t{1} << 32) - static_cast<uint32_t>(block);
   const int64_t head = low_left < static_cast<uint64_t>(blocks) ? low_left : blocks;
-  fill_words(noise, block, head, words.radius, words.angle);
+  fill_words(noise, block, head, draw.radius, draw.angle);
   if (head < blocks)  // the low counter word wraps here
-    fill_words(noise, block + head, blocks - head, words.radius + 2 * head, words.angle + 2 * head);
-  for (int64_t i = 0; i < 2 * blocks; ++i)
-    box_muller(words.radius[i], words.angle[i], buffer + 2 * i);
+    fill_words(noise, block + head, blocks - head, draw.radius + 2 * head, draw.angle + 2 * head);
+  normals_of(draw, 2 * blocks, buffer);
   return buffer + lane;
 }
 
 }  // namespace
 }  // namespace STANLEY_LEVEL
-}  // namespace stanley::cpu
+}  // namespace cpu
+}  // namespace stanley
