@@ -343,12 +343,12 @@ void run_tile(const ChainArgs<T>& a, T* scratch, int64_t group) {
   std::memset(scratch, 0, 5 * padded(d) * chains * sizeof(T));
   to_lanes(a.z + first * d, valid, d, chains, tile.z);
   if (a.kind == Gamma::kTensor) to_lanes(a.gamma + first * d, valid, d, chains, tile.gamma);
-  Words words;
+  Draw draw;
   alignas(64) T normal[4 * kBlocks];
   Noise noise = a.noise;
   for (int64_t step = 0; step < a.steps; ++step, noise.block += a.blocks_per_step) {
     if (a.noise_scale != T(0)) {
-      const T* xi = normals(noise, noise.first + first * d, valid * d, words, normal);
+      const T* xi = normals(noise, noise.first + first * d, valid * d, draw, normal);
       to_lanes(xi, valid, d, chains, tile.xi);
     }
     gradient<columns, activation>(net, a.packed, tile, a.stats != nullptr);
