@@ -129,14 +129,14 @@ def _check_sampler(sampler: Sampler) -> None:
 
 def _read(f: object, z0: Tensor) -> Net:
     """f's layers, if f is nothing but they."""
-    if isinstance(f, MLPEnergy) and type(f) is MLPEnergy:
-        layers = list(f.net)
+    if isinstance(f, MLPEnergy) and type(f) is MLPEnergy and type(f.net) is nn.Sequential:
+        layers, others = list(f.net), [f, f.net]
         _require(_is_point(z0), f"z0 is {list(z0.shape)}")
     elif isinstance(f, nn.Sequential) and type(f) is nn.Sequential:
-        layers = _between_flattens(list(f), z0)
+        layers, others = _between_flattens(list(f), z0), [f, *f]
     else:
         raise Misfit("f is neither an MLPEnergy nor an nn.Sequential")
-    _check_hooks(f)
+    _check_calls([*others, *layers])
     products, activations = layers[::2], layers[1::2]
     _require(len(products) == len(activations) + 1 >= 2, "its layers do not alternate")
     activation, slope = _activation(activations)
@@ -207,11 +207,11 @@ def _weight_and_bias(layer: nn.Module, z0: Tensor) -> tuple[Tensor, Tensor]:
     return weight.detach().flatten(1), given.detach()
 
 
-def _check_hooks(f: nn.Module) -> None:
-    """Whatever else would run when f is called."""
+def _check_calls(modules: list[nn.Module]) -> None:
+    """That calling a module is calling its class's forward and nothing else."""
     hooked = torch.nn.modules.module._has_any_global_hook() or any(
         m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-        for m in f.modules()
+        for m in modules
     )
     _require(not hooked, "f has hooks")
-    _require(not any("forward" in vars(m) for m in f.modules()), "f's forward is replaced")
+    _require(not any("forward" in vars(m) for m in modules), "f's forward is replaced")

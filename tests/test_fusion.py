@@ -38,6 +38,12 @@ def replaced() -> nn.Module:
     return f
 
 
+def other_net() -> nn.Module:
+    f = MLPEnergy()
+    f.net = nn.Linear(2, 1)  # type: ignore[assignment]
+    return f
+
+
 def parametrized() -> nn.Module:
     f = MLPEnergy()
     nn.utils.parametrizations.weight_norm(f.net[2])
@@ -50,6 +56,7 @@ MISFITS: dict[str, tuple[Callable[[], Callable], dict[str, Any], str]] = {
     "subclass": (Other, {}, "f is neither"),
     "hook": (hooked, {}, "f has hooks"),
     "replaced": (replaced, {}, "f's forward is replaced"),
+    "another net": (other_net, {}, "f is neither"),
     "weight norm": (parametrized, {}, "is not nn.Linear"),
     "double": (lambda: MLPEnergy().double(), {"error": RuntimeError}, "plain tensors like z0"),
     "one layer": (lambda: MLPEnergy((2, 1)), {}, "do not alternate"),
