@@ -74,8 +74,8 @@ def run(
     gamma is what the sampler's `init` gave: the stepsize, or None for Eq. 4 at every transition.
     """
     z, stats = z0.flatten(1), []
-    layers = [*net.weights, z[:1]]  # a weight's in and out once forward, once backward
-    work = 2 * len(z) * (sum(w.numel() for w in layers) + 100)
+    # Each weight is used forward and backward; 100 for the noise and the transition.
+    work = 2 * len(z) * (sum(w.numel() for w in net.weights) + 100)
     at_once = max(1, _WORK_PER_CALL // max(1, work))
     for k in range(0, max(1, steps), at_once):
         with torch._C._AutoDispatchBelowAutograd():

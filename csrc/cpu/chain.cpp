@@ -68,10 +68,13 @@ int64_t packed_size(const Net<T>& net) {
 template <class T>
 T* pack_rows(const T* values, int64_t rows, int64_t row_stride, int64_t columns,
              int64_t column_stride, T* to) {
-  for (int64_t first = 0; first < rows; first += kRows)
-    for (int64_t column = 0; column < columns; ++column)
-      for (int64_t row = first; row < first + kRows; ++row)
-        *to++ = row < rows ? values[row * row_stride + column * column_stride] : T(0);
+  for (int64_t first = 0; first < rows; first += kRows, to += columns * kRows)
+    for (int64_t r = 0; r < kRows; ++r) {
+      const T* row = values + (first + r) * row_stride;
+      const bool filled = first + r < rows;
+      for (int64_t c = 0; c < columns; ++c)
+        to[c * kRows + r] = filled ? row[c * column_stride] : T(0);
+    }
   return to;
 }
 
