@@ -15,12 +15,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stanley_fast import checks, keys
+from stanley_fast import checks, fusion, keys
 from stanley_fast.samplers import Sampler
 
 LogDensity = Callable[[Tensor], Tensor]
 
-_RUNG = "step: f's gradient by autograd, then one fused transition"
+_BY_STEP = "step: f's gradient by autograd, then one fused transition; not in one kernel, because "
+_WHOLE = "chain: all transitions of all chains in one kernel"
 
 
 class NonFiniteError(RuntimeError):
@@ -95,7 +96,10 @@ def sample(
         backprop_steps: keep the graph through the last n transitions, so that a loss of the result
             reaches f's parameters and, if n is `steps`, z0.
         compile: run torch.compile(f).
-        graph, fused: faster ways to run a chain. "auto" takes what is possible; True insists.
+        graph: "auto" or False; no chain runs in a CUDA graph yet.
+        fused: run the whole chain in one kernel, which reads f's weights: for an `MLPEnergy`, or an
+            nn.Sequential like it, on the CPU, with nothing asked per transition but `record`.
+            "auto" where possible; True insists.
         first, total: this call owns elements [first, first + z0.numel()) of a state of `total`.
             Batches sampled in parts, or by several processes, get the noise of the whole.
 
@@ -105,7 +109,7 @@ def sample(
     Raises:
         NonFiniteError: a NaN or infinity in a state or gradient; names step and chain.
         RuntimeError: f gives something else than (B,), or something that does not depend on z.
-        TypeError, ValueError: an argument that makes no sense.
+        TypeError, ValueError: an argument that makes no sense, or fused=True where that can't be.
 
     Source: Algorithm 1, lines 3 to 7.
 
@@ -121,8 +125,29 @@ def sample(
     total = checks.part(z0.numel(), first, total)
     key = key if isinstance(key, Tensor) else keys.key(key, z0.device)
     checks.key(key)
+    after = keys.advance_(key.clone(), steps * ((total + 3) // 4))
     run = _Run(torch.compile(f) if compile else f, sampler, key, first, total)
     diary = _Diary(z0, record, steps, keep_every, callback)
+
+    why_not = "fused=False"
+    if fused:
+        asked = {
+            "keep_every": keep_every is not None,
+            "callback": callback is not None,
+            "backprop_steps": backprop_steps > 0,
+            "compile": compile,
+        }
+        try:
+            net = fusion.fit(f, z0, sampler, asked)
+        except fusion.Misfit as misfit:
+            why_not = str(misfit)
+            if fused is True:
+                raise ValueError(f"fused must be 'auto' or False here: {why_not}") from None
+        else:
+            z, stats = run.whole(net, z0, steps, bool(record))
+            if math.isfinite(z.sum().item()):
+                return Chain(z, after, {name: stats[name] for name in record}, None, _WHOLE)
+            why_not = "it left the finite numbers"  # step by step it says where
 
     bare = steps - backprop_steps
     owner = getattr(f, "__self__", f)  # the module, if f is a bound method of one
@@ -140,8 +165,7 @@ def sample(
         if not backprop_steps:
             z = z.detach()
         run.watch.finish(steps, z)
-    blocks = steps * ((total + 3) // 4)
-    return Chain(z, keys.advance_(key.clone(), blocks), diary.stats(), diary.trace, _RUNG)
+    return Chain(z, after, diary.stats(), diary.trace, _BY_STEP + why_not)
 
 
 class _Run:
@@ -155,6 +179,22 @@ class _Run:
         self.ones: Tensor | None = None
         self.state: Tensor | None = None
         self.watch = _Watch()
+
+    def whole(
+        self, net: fusion.Net, z0: Tensor, steps: int, record: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """All transitions in one kernel: the last state, and statistics."""
+        z = z0.detach()
+        grad = z  # which only a frozen stepsize looks at
+        if getattr(self.sampler, "stepsize", "") == "frozen":
+            z = z.requires_grad_()
+            with torch.enable_grad():
+                value = self.f(z)
+            grad = self._gradient(value, z, differentiable=False)
+        gamma = self.sampler.init(z, grad)
+        return fusion.run(
+            net, z.detach(), self.sampler, gamma, steps, self.key, self.first, self.total, record
+        )
 
     def transition(self, z: Tensor, k: int, diary: _Diary, differentiable: bool) -> Tensor:
         if not z.requires_grad:
@@ -349,11 +389,10 @@ def _check_rungs(compile: bool, backprop_steps: int, graph: bool | str, fused: b
         raise ValueError(
             "backprop_steps must be 0 with compile=True: torch.compile has no double backward"
         )
-    for name, value, what in (
-        ("graph", graph, "chains in a CUDA graph"),
-        ("fused", fused, "whole chains in one kernel"),
-    ):
-        if value is not False and value != "auto":
-            raise ValueError(
-                f"{name} must be 'auto' or False, got {value!r}: this version has no {what}"
-            )
+    if graph is not False and graph != "auto":
+        raise ValueError(
+            f"graph must be 'auto' or False, got {graph!r}: this version has no chains in a CUDA "
+            "graph"
+        )
+    if fused not in (True, False, "auto"):
+        raise ValueError(f"fused must be 'auto', True or False, got {fused!r}")

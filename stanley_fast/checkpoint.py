@@ -137,11 +137,15 @@ class MetricsLog:
             self._rewrite(_rows_up_to(self._path, iteration))
         with open(self._path, "a", newline="", encoding="utf-8") as file:
             self._writer(file).writerow({"iteration": iteration, **figures})
-            file.flush()
-            os.fsync(file.fileno())  # before the checkpoint that counts on it
         if self._board is not None:
             for name, value in figures.items():
                 self._board.add_scalar(name, value, iteration)
+
+    def sync(self) -> None:
+        """Puts the rows on disk, for a checkpoint that counts on them."""
+        if self._path is not None:
+            with open(self._path, "a", encoding="utf-8") as file:
+                os.fsync(file.fileno())
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         assert self._path is not None

@@ -39,11 +39,21 @@ _SCHEMAS = (
     "stepsize(Tensor grad, float threshold, float step_size) -> Tensor",
 )
 
+# Whole chains of a small net: on the CPU alone. Stepsizes are gamma's, or without it Eq. 4's. stats
+# is (4, steps), mean |grad|, f, stepsize and share at the largest one; (4, 0) unless record.
+_CHAIN = (
+    "mlp_chain(Tensor z, Tensor[] weights, Tensor[] biases, str activation, float slope, "
+    "Tensor? gamma, Tensor key, SymInt step, SymInt steps, float threshold, float step_size, "
+    "float noise_scale, float grad_clamp, float clamp_min, float clamp_max, bool script, "
+    "SymInt first, SymInt? total, bool record) -> (Tensor z, Tensor stats)"
+)
+
 COMPILED, TRITON = "stanley_fast", "stanley_fast_triton"
 _libraries = {name: torch.library.Library(name, "DEF") for name in (COMPILED, TRITON)}
 for _library in _libraries.values():
     for _schema in _SCHEMAS:
         _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+_libraries[COMPILED].define(_CHAIN, tags=(torch.Tag.pt2_compliant_tag,))
 
 
 # Shape inference ---------------------------------------------------------------------------------
@@ -147,6 +157,14 @@ def _(grad: Tensor, threshold: float, step_size: float) -> Tensor:
     return torch.empty_like(grad, dtype=checks.compute_dtype(grad.dtype))
 
 
+def _chain(z: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    steps, record = rest[7], rest[-1]
+    return z.new_empty(z.shape), z.new_empty(4, steps if record else 0)
+
+
+torch.library.register_fake(f"{COMPILED}::mlp_chain", _chain, lib=_libraries[COMPILED])
+
+
 # Autograd ----------------------------------------------------------------------------------------
 
 
@@ -212,6 +230,13 @@ for _namespace, _library in _libraries.items():
             setup_context=_save,
             lib=_library,
         )
+
+
+def _never(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError("mlp_chain has no gradient; sample(backprop_steps=...) goes step by step")
+
+
+torch.library.register_autograd(f"{COMPILED}::mlp_chain", _never, lib=_libraries[COMPILED])
 
 
 def refuse_grad() -> None:

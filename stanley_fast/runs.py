@@ -90,14 +90,14 @@ def train(
         TARGETS[config.target]().sample,
         config.make_sampler(),
         start=NoiseStart(config.start_scale),
-        optimizer=partial(torch.optim.Adam, lr=config.learning_rate),
+        optimizer=partial(torch.optim.Adam, lr=config.learning_rate, fused=True),
         steps=config.steps,
         batch_size=config.batch_size,
         key=key_for(config.seed, "training"),
         folder=folder,
         evaluate=Evaluation(config, folder),
         evaluate_every=config.evaluate_every,
-        checkpoint_every=100,  # a few seconds' work
+        checkpoint_every=1000,  # a few seconds' work
         log_every=10,
         max_gap=MAX_GAP,
         grad_clip=config.grad_clip,

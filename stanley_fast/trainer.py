@@ -167,15 +167,15 @@ class Trainer:
         ):
             if self.iteration == 0:
                 self._log(log)
-                self.save()
+                self._save_with(log)
             while self.iteration < iterations and not interrupted.is_set():
                 self._iteration()
                 self._log(log)
                 if self.iteration % self.checkpoint_every == 0 or self.iteration == iterations:
-                    self.save()
+                    self._save_with(log)
                 advance_bar(self.metrics["gap"])
             if interrupted.is_set():
-                self.save()
+                self._save_with(log)
                 raise KeyboardInterrupt
 
     def _iteration(self) -> None:
@@ -197,7 +197,7 @@ class Trainer:
             loss = loss + self.energy_l2 * values.square().mean()
         self.optimizer.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
+        norm = self._clip_gradients()
         metrics = _figures(loss=loss, f_data=f_data, f_chain=f_chain, grad_norm=norm)
         self._check(metrics)
         # Line 10: theta.
@@ -206,6 +206,12 @@ class Trainer:
         self.keys[:, 1] += BLOCKS_PER_ITERATION
         self.iteration += 1
         self.metrics = metrics | {name: float(v.mean()) for name, v in chain.stats.items()}
+
+    def _clip_gradients(self) -> Tensor:
+        """The norm of the parameters' gradient, before it is clipped."""
+        if self.grad_clip < math.inf:
+            return nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
+        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
     def _observations(self) -> Tensor:
         """m observations, with noise if asked for; the data key alone decides."""
@@ -278,6 +284,10 @@ class Trainer:
                 raise self._diverged(self.iteration, f"evaluation: {error}") from error
         if figures:
             log.write(self.iteration, figures)
+
+    def _save_with(self, log: MetricsLog) -> None:
+        log.sync()
+        self.save()
 
     def save(self) -> None:
         """Writes folder/checkpoint.pt, if there is a folder. Only good states are written."""

@@ -228,7 +228,7 @@ def start(folder: str, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-SECOND = ["--steps=5", "--batch-size=8", "--iterations=600", "--evaluate-every=300"]
+SECOND = ["--steps=5", "--batch-size=8", "--iterations=3000", "--evaluate-every=1500"]
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -264,7 +264,7 @@ def test_killed_five_times_and_resumed_it_is_the_same_run() -> None:
         options = ["--resume"]
     assert start("killed", *options).wait() == 0
     whole, killed = (checkpoint.load(f"{name}/checkpoint.pt") for name in ("whole", "killed"))
-    assert whole["iteration"] == killed["iteration"] == 600
+    assert whole["iteration"] == killed["iteration"] == 3000
     for name, weight in whole["f"].items():
         assert torch.equal(weight, killed["f"][name]), name
     assert Path("whole/metrics.csv").read_bytes() == Path("killed/metrics.csv").read_bytes()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from training import IN_13, K, make, weights
+from training import IN_13, ByStep, K, by_step, make, weights
 
 from stanley_fast import checkpoint
 from stanley_fast.chain import sample
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # Divergence ----------------------------------------------------------------------------------
 
 
-class Breaks(MLPEnergy):
+class Breaks(ByStep):
     """Right until a forward pass, when it gives `value`."""
 
     def __init__(self, call: int, value: float, data_only: bool) -> None:
@@ -69,11 +69,11 @@ def test_divergence_stops_with_the_last_good_state(
     assert error.last_good == tmp_path / "last_good.pt"
     assert checkpoint.load(tmp_path / "checkpoint.pt")["iteration"] == 10
     # The state before the failed iteration goes on as if nothing had failed.
-    rescued = make(folder=tmp_path)
+    rescued = make(by_step(), folder=tmp_path)
     rescued.resume(error.last_good)
     assert rescued.iteration == 12
     rescued.fit(20)
-    whole = make()
+    whole = make(by_step())
     whole.fit(20)
     assert torch.equal(weights(rescued.f), weights(whole.f))
 

@@ -14,7 +14,9 @@ from stanley_fast.starts import DataStart, NoiseStart, ReplayBuffer, Start
 DATA = torch.zeros(8, 3, 2)
 
 
-@pytest.mark.parametrize("start", [NoiseStart(), DataStart(), ReplayBuffer(8)], ids=repr)
+@pytest.mark.parametrize(
+    "start", [NoiseStart(), DataStart(), ReplayBuffer(8)], ids=lambda s: type(s).__name__
+)
 def test_all_are_starts(start: Start) -> None:
     assert isinstance(start, Start)
     z = start.start(8, sf.key(0), DATA)

@@ -23,6 +23,15 @@ def net(seed: int = 0) -> MLPEnergy:
     return MLPEnergy((2, 16, 16, 1))
 
 
+class ByStep(MLPEnergy):
+    """A net whose chains run step by step: the whole-chain kernel does not know its class."""
+
+
+def by_step(seed: int = 0) -> ByStep:
+    torch.manual_seed(seed)
+    return ByStep((2, 16, 16, 1))
+
+
 def make(f: nn.Module | None = None, **settings: object) -> Trainer:
     """A quick run; settings override."""
     given = {

@@ -134,9 +134,14 @@ constexpr Kernels<S> kTable = {step<S>, step_backward<S>, normal<S>, stepsizes<S
 
 }  // namespace
 
+extern const Chains kChains;  // chain.cpp
 extern const Level kLevel;
-const Level kLevel = {STANLEY_NAME(STANLEY_LEVEL), kTable<float>, kTable<double>, kTable<Half>,
-                      kTable<BFloat16>};
+const Level kLevel = {STANLEY_NAME(STANLEY_LEVEL),
+                      kTable<float>,
+                      kTable<double>,
+                      kTable<Half>,
+                      kTable<BFloat16>,
+                      &kChains};
 
 }  // namespace STANLEY_LEVEL
 }  // namespace stanley::cpu

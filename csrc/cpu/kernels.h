@@ -28,12 +28,15 @@ struct Kernels {
                    int64_t begin, int64_t end);
 };
 
+struct Chains;  // chain.h
+
 struct Level {
   const char* name;
   Kernels<float> f32;
   Kernels<double> f64;
   Kernels<Half> f16;
   Kernels<BFloat16> bf16;
+  const Chains* chains;
 };
 
 // The vector level for this machine, or the one STANLEY_FAST_VECTOR names. Throws if that can't
