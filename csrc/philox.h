@@ -83,28 +83,29 @@ STANLEY_HD F uniform(typename Lane<F>::Word w) {
   return Lane<F>::of(w) * 0x1p-32f + 0x1p-33f;
 }
 
-// ln x for x in [2^-33, 1], good to 2 ulp also near 1; Cephes' logf without its special cases.
+// -2 ln x for x in [2^-33, 1], good to 2 ulp also near 1; Cephes' logf without its special cases,
+// its coefficients times -2.
 template <class F>
-STANLEY_HD F log_unit(F x) {
+STANLEY_HD F radius_squared(F x) {
   using Int = typename Lane<F>::Int;
   const auto bits = Lane<F>::bits(x);
   const Int exponent = (Int)(bits - 0x3F3504F3u) >> 23;  // the mantissa lies in [sqrt 1/2, sqrt 2)
   const F f = Lane<F>::from_bits(bits - ((decltype(bits))exponent << 23)) - 1.0f;
   const F e = Lane<F>::of(exponent);
-  F p = f * 7.0376836292e-2f - 1.1514610310e-1f;
-  p = p * f + 1.1676998740e-1f;
-  p = p * f - 1.2420140846e-1f;
-  p = p * f + 1.4249322787e-1f;
-  p = p * f - 1.6668057665e-1f;
-  p = p * f + 2.0000714765e-1f;
-  p = p * f - 2.4999993993e-1f;
-  p = p * f + 3.3333331174e-1f;
+  F p = f * (-2 * 7.0376836292e-2f) + 2 * 1.1514610310e-1f;
+  p = p * f - 2 * 1.1676998740e-1f;
+  p = p * f + 2 * 1.2420140846e-1f;
+  p = p * f - 2 * 1.4249322787e-1f;
+  p = p * f + 2 * 1.6668057665e-1f;
+  p = p * f - 2 * 2.0000714765e-1f;
+  p = p * f + 2 * 2.4999993993e-1f;
+  p = p * f - 2 * 3.3333331174e-1f;
   const F square = f * f;
-  const F tail = p * f * square + e * -2.12194440e-4f - 0.5f * square;
-  return (f + tail) + e * 0.693359375f;  // ln 2 in two parts; the first is exact times e
+  const F tail = p * f * square + e * (2 * 2.12194440e-4f) + square;
+  return (tail - 2.0f * f) - e * (2 * 0.693359375f);  // ln 2 in two parts; this one is exact
 }
 
-STANLEY_HD double log_unit(double x) { return std::log(x); }
+STANLEY_HD double radius_squared(double x) { return -2.0 * std::log(x); }
 
 template <class T>
 struct SinCos {
@@ -146,7 +147,7 @@ STANLEY_HD SinCos<double> sincos_turn(double u) {
 // Two normals from two words: n[0] = r cos 2 pi u(b), n[1] = r sin 2 pi u(b), r = sqrt(-2 ln u(a)).
 template <class F, class Word>
 STANLEY_HD void box_muller(Word a, Word b, F* n) {
-  const F radius = Lane<F>::root(log_unit(uniform<F>(a)) * -2.0f);
+  const F radius = Lane<F>::root(radius_squared(uniform<F>(a)));
   const SinCos<F> turn = sincos_turn(uniform<F>(b));
   n[0] = radius * turn.cos;
   n[1] = radius * turn.sin;

@@ -11,11 +11,15 @@ namespace {
 template <class T>
 struct Scratch {
   Draw draw;
-  alignas(64) T noise[4 * kBlocks] = {};
+  alignas(64) T noise[4 * kBlocks];
+
+  explicit Scratch(T noise_scale) {
+    if (noise_scale == T(0)) std::memset(noise, 0, sizeof noise);
+  }
 
   template <class S>
   const T* fill(const StepArgs<S>& a, int64_t begin, int64_t n) {
-    if (a.noise_scale == T(0)) return noise;  // all zeros: never filled
+    if (a.noise_scale == T(0)) return noise;
     return normals(a.noise, a.noise.first + begin, n, draw, noise);
   }
 };
@@ -30,7 +34,7 @@ inline Rate<T> rate_at(const StepArgs<S>& a, Rate<T> scalar, T grad, int64_t i) 
 template <Gamma kind, Update update, class S>
 void step_loop(const StepArgs<S>& args, int64_t begin, int64_t end) {
   using T = Compute<S>;
-  Scratch<T> scratch;
+  Scratch<T> scratch(args.noise_scale);
   const StepArgs<S> a = args;  // a copy that `out` cannot alias
   const Rate<T> scalar = given_rate(kind == Gamma::kScalar ? *a.gamma : T(0));
   for (int64_t at = begin; at < end; at += kChunk) {
@@ -51,7 +55,7 @@ void step_loop(const StepArgs<S>& args, int64_t begin, int64_t end) {
 template <Gamma kind, Update update, class S>
 void backward_loop(const StepArgs<S>& args, int64_t begin, int64_t end) {
   using T = Compute<S>;
-  Scratch<T> scratch;
+  Scratch<T> scratch(args.noise_scale);
   const StepArgs<S> a = args;
   const Rate<T> scalar = given_rate(kind == Gamma::kScalar ? *a.gamma : T(0));
   for (int64_t at = begin; at < end; at += kChunk) {
@@ -112,7 +116,7 @@ void step_backward(const StepArgs<S>& a, int64_t begin, int64_t end) {
 
 template <class S>
 void normal(const Noise& noise, S* out, int64_t begin, int64_t end) {
-  Scratch<Compute<S>> scratch;
+  Scratch<Compute<S>> scratch(1);
   for (int64_t at = begin; at < end; at += kChunk) {
     const int64_t n = end - at < kChunk ? end - at : kChunk;
     const auto* xi = normals(noise, noise.first + at, n, scratch.draw, scratch.noise);

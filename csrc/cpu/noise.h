@@ -15,7 +15,7 @@ namespace stanley::cpu {
 namespace STANLEY_LEVEL {
 namespace {
 
-constexpr int64_t kChunk = 1024;  // elements; their noise and words stay in L1
+constexpr int64_t kChunk = 2048;  // elements; their noise and words stay in L1
 
 // Every operation is written for kJam vectors at once: the chains of dependent instructions in
 // Philox and Box-Muller are long, and others fill the gaps.
