@@ -169,7 +169,8 @@ inline bool share_memory(const Tensor& x, const Tensor& y) {
 // contiguous is copied before anything is written.
 inline void same_or_apart(const char* what, const Tensor& tensor, const Tensor& z) {
   if (!tensor.is_contiguous() || !z.is_contiguous()) return;
-  if (tensor.data_ptr() != z.data_ptr() && share_memory(tensor, z))
+  const bool same = tensor.data_ptr() == z.data_ptr() && tensor.element_size() == z.element_size();
+  if (!same && share_memory(tensor, z))
     fail(what, " must not share a part of z's memory where z is written in place");
 }
 

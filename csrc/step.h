@@ -42,7 +42,7 @@ STANLEY_HD T at_most(T x, T hi) {
   return x > hi ? hi : x;
 }
 
-#ifdef __CUDA_ARCH__
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 template <>
 STANLEY_HD float at_least(float x, float lo) {
   asm("max.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(lo));

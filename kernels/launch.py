@@ -184,7 +184,8 @@ def _share_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def _check_same_or_apart(name: str, tensor: Tensor, z: Tensor) -> None:
-    if tensor.data_ptr() != z.data_ptr() and _share_memory(tensor, z):
+    same = tensor.data_ptr() == z.data_ptr() and tensor.itemsize == z.itemsize
+    if not same and _share_memory(tensor, z):
         raise RuntimeError(
             f"{name} must not share a part of z's memory where z is written in place"
         )

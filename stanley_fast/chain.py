@@ -187,7 +187,7 @@ class _Run:
         z = z0.detach()
         grad = z  # which only a frozen stepsize looks at
         if getattr(self.sampler, "stepsize", "") == "frozen":
-            z = z.requires_grad_()
+            z = z.clone().requires_grad_()
             with torch.enable_grad():
                 value = self.f(z)
             grad = self._gradient(value, z, differentiable=False)
@@ -237,16 +237,20 @@ class _Run:
 class _Watch:
     """Stops a chain at the first NaN or infinity, at the price of one reduction per transition.
 
-    z . g is not finite if any element of z or g is not. It may overflow besides, so then the exact
-    answer is looked for. On a GPU the products are looked at when the chain is over: no transition
-    waits.
+    z . g is not finite if any element of z or g is not; in half precision, where it soon overflows,
+    the sum of both in float32 takes its place. It may overflow besides, so then the exact answer is
+    looked for. On a GPU the products are looked at when the chain is over: no transition waits.
     """
 
     def __init__(self) -> None:
         self.pending: list[Tensor] = []
 
     def step(self, k: int, z: Tensor, grad: Tensor) -> None:
-        product = torch.dot(z.detach().reshape(-1), grad.detach().reshape(-1))
+        z, grad = z.detach(), grad.detach()
+        if z.dtype in (torch.float16, torch.bfloat16):
+            product = z.sum(dtype=torch.float32) + grad.sum(dtype=torch.float32)
+        else:
+            product = torch.dot(z.reshape(-1), grad.reshape(-1))
         if product.is_cuda:
             self.pending.append(product)
         elif not math.isfinite(product.item()):

@@ -54,7 +54,8 @@ def fit(f: object, z0: Tensor, sampler: Sampler, per_step: dict[str, bool]) -> N
     net = _read(f, z0)
     widths = [len(bias) for bias in net.biases]
     size = f"{len(widths)} layers, up to {max(widths)} wide"
-    _require(len(widths) in LAYERS and max(widths) <= LARGEST_WIDTH, f"a net of {size}, is too big")
+    fits = len(widths) in LAYERS and min(widths) >= 1 and max(widths) <= LARGEST_WIDTH
+    _require(fits, f"a net of {size}, is too big or empty")
     return net
 
 
@@ -74,6 +75,8 @@ def run(
     gamma is what the sampler's `init` gave: the stepsize, or None for Eq. 4 at every transition.
     """
     z, stats = z0.flatten(1), []
+    if gamma is not None and gamma.dim() > 2:
+        gamma = gamma.flatten(1)  # as z is
     # Each weight is used forward and backward; 100 for the noise and the transition.
     work = 2 * len(z) * (sum(w.numel() for w in net.weights) + 100)
     at_once = max(1, _WORK_PER_CALL // max(1, work))
@@ -145,7 +148,7 @@ def _read(f: object, z0: Tensor) -> Net:
     widths = [z0.shape[1], *map(len, biases)]
     agree = all(w.shape[1] == n for w, n in zip(weights, widths, strict=False))
     _require(agree and widths[-1] == 1, f"its widths are {widths}, not from z0's to 1")
-    _require(widths[0] <= LARGEST_INPUT, f"z0 is wider than {LARGEST_INPUT}")
+    _require(1 <= widths[0] <= LARGEST_INPUT, f"z0 is {widths[0]} wide, not 1 to {LARGEST_INPUT}")
     return Net(weights, biases, activation, slope)
 
 

@@ -147,12 +147,12 @@ update='paper', clamp=None)
 
     def _gamma(self, grad: Tensor) -> Tensor:
         """Eq. 4: shape of grad, or with size 1 in the dims the norm is taken over."""
-        size = grad
+        size, dtype = grad, compute_dtype(grad.dtype)
         if self.norm == "channel":
-            size = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
+            size = torch.linalg.vector_norm(grad, dim=1, keepdim=True, dtype=dtype)
         elif self.norm == "sample" and grad.dim() > 1:
             dims = tuple(range(1, grad.dim()))
-            size = torch.linalg.vector_norm(grad, dim=dims, keepdim=True)
+            size = torch.linalg.vector_norm(grad, dim=dims, keepdim=True, dtype=dtype)
         return ops.stepsize(size, threshold=self.threshold, step_size=self.step_size)
 
 

@@ -192,3 +192,27 @@ def test_has_no_gradient() -> None:
     z, _ = torch.ops.stanley_fast.mlp_chain(*arguments(z=torch.zeros(5, 2, requires_grad=True)))
     with pytest.raises(RuntimeError, match="mlp_chain has no gradient"):
         z.sum().backward()
+
+
+# Frozen stepsizes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["element", "channel", "sample"])
+@pytest.mark.parametrize("shape", [(5, 2), (5, 2, 1, 1)])
+def test_frozen_stepsizes_of_points(shape: tuple[int, ...], norm: Any) -> None:
+    f, z0 = MLPEnergy((2, 8, 8, 1)), torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    sampler = Stanley(0.1, 0.1, 0.1, stepsize="frozen", norm=norm)
+    whole, steps = (sample(f, z0, sampler, 3, key=KEY, fused=fused) for fused in (True, False))
+    torch.testing.assert_close(whole.z, steps.z, rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_stepsizes_of_an_inference_tensor() -> None:
+    with torch.inference_mode():
+        z0 = torch.zeros(5, 2)
+    sampler = Stanley(0.1, 0.1, 0.1, stepsize="frozen")
+    assert sample(MLPEnergy((2, 8, 8, 1)), z0, sampler, 3, key=KEY).z.isfinite().all()
+
+
+def test_an_empty_layer_goes_step_by_step() -> None:
+    out = sample(MLPEnergy((2, 0, 1)), torch.zeros(5, 2), Stanley(0.1), 3, key=KEY)
+    assert "empty" in out.rung

@@ -271,3 +271,11 @@ def test_zero_noise_is_zero_noise_whatever_the_key(each_backend: Backend) -> Non
     gamma = eq4(grad, 0.3, 1.0)
     zero = torch.zeros_like(gamma)
     assert_step_close(got, eq5(z, grad, gamma, zero, "paper"), z, grad, gamma, 0.0)
+
+
+def test_threshold_times_step_size_may_leave_the_range(each_backend: Backend) -> None:
+    """Their product is 10^310, their stepsize 10^10."""
+    z = torch.zeros(8, dtype=torch.float64, device=each_backend.device)
+    key = sf.key(0, z.device)
+    got = sf.stanley_step(z, z + 1, key, threshold=1e300, step_size=1e10, noise_scale=0.0)
+    torch.testing.assert_close(got, z + 0.5e10, rtol=1e-14, atol=0)

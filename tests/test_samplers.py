@@ -303,3 +303,24 @@ def test_noise_scale_is_a_temperature() -> None:
     wanted, chains = 0.25 / (1 - 0.2 / 4), 100_000
     got, _ = variance_after(Langevin(0.2, 0.5), 150, chains)
     assert abs(got - wanted) < 4 * wanted * math.sqrt(2 / chains)
+
+
+# Half precision ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["channel", "sample"])
+def test_norms_of_half_gradients_do_not_overflow(norm: str) -> None:
+    """2 000 sqrt(3 072) is beyond float16: such a chain would stand still."""
+    sampler = Stanley(0.1, norm=norm, stepsize="frozen")  # type: ignore[arg-type]
+    grad = torch.full((1, 3072), 2000.0, dtype=torch.float16)
+    gamma = sampler.init(torch.zeros_like(grad), grad)
+    assert gamma is not None
+    torch.testing.assert_close(gamma, sampler.init(torch.zeros(1, 3072), grad.float()))
+    assert (gamma > 0).all()
+
+
+def test_a_large_but_finite_half_state_is_no_error() -> None:
+    """z . g is 10^8 here, beyond float16."""
+    z = torch.full((1, 10_000), 100.0, dtype=torch.float16)
+    out = sf.sample(lambda x: -100 * x.sum(1), z, sf.Langevin(1e-4, 0.0), 2, key=sf.key(0))
+    assert out.z.isfinite().all()
