@@ -16,7 +16,7 @@ struct StepArgs {
   const S* z;  // backward: null where no clamp could have cut
   const S* grad;
   const T* gamma;           // one, or one per element; null if adaptive
-  T threshold, root_scale;  // if adaptive; sqrt(step_size) * sqrt(threshold)
+  T threshold, root_scale;  // if adaptive; sqrt(step_size * threshold)
   T noise_scale, lo, hi;
   Gamma kind;
   bool script;

@@ -229,7 +229,7 @@ class Operations {
     a.gamma = gamma ? data<T>(*gamma) : nullptr;
     a.kind = !gamma ? Gamma::kAdaptive : gamma->numel() == 1 ? Gamma::kScalar : Gamma::kTensor;
     a.threshold = static_cast<T>(s.threshold);
-    a.root_scale = static_cast<T>(std::sqrt(s.step_size) * std::sqrt(s.threshold));
+    a.root_scale = static_cast<T>(root_scale_of(s.step_size, s.threshold));
     a.noise_scale = static_cast<T>(s.noise_scale);
     a.lo = saturated<T>(s.lo);
     a.hi = saturated<T>(s.hi);

@@ -73,7 +73,13 @@ struct Rate {
   T gamma, root;  // root is sqrt(gamma)
 };
 
-// Eq. 4 by one reciprocal root; root_scale is sqrt(step_size * threshold).
+// sqrt(step_size * threshold), also where the product leaves a double's range.
+STANLEY_HD double root_scale_of(double step_size, double threshold) {
+  const double product = step_size * threshold;
+  return std::isnormal(product) ? std::sqrt(product) : std::sqrt(step_size) * std::sqrt(threshold);
+}
+
+// Eq. 4 by one reciprocal root; root_scale is root_scale_of(step_size, threshold).
 template <class T>
 STANLEY_HD Rate<T> adaptive_rate(T grad, T threshold, T root_scale) {
   T root = root_scale * reciprocal_root(at_least(std::fabs(grad), threshold));

@@ -136,7 +136,7 @@ ChainArgs<T> arguments(const Tensor& z, const Chain& c, const int64_t* key, cons
   a.gamma = gamma;
   a.threshold = static_cast<T>(c.threshold);
   a.step_size = static_cast<T>(c.step_size);
-  a.root_scale = static_cast<T>(std::sqrt(c.step_size) * std::sqrt(c.threshold));
+  a.root_scale = static_cast<T>(root_scale_of(c.step_size, c.threshold));
   a.noise_scale = static_cast<T>(c.noise_scale);
   a.grad_clamp = saturated<T>(c.grad_clamp);
   a.lo = saturated<T>(c.lo);

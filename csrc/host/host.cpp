@@ -186,14 +186,13 @@ Rule<T> rule_of(const py::array& grad, const std::optional<py::array>& gamma, co
                 double threshold, double step_size, double noise_scale, const Clamp& clamp) {
   if (!(noise_scale >= 0)) fail("noise_scale must be 0 or more, got ", noise_scale);
   constexpr T infinity = std::numeric_limits<T>::infinity();
-  return {
-      like<T>("gamma", gamma, grad),
-      positive<T>("threshold", threshold),
-      static_cast<T>(std::sqrt(threshold) * std::sqrt(positive<double>("step_size", step_size))),
-      static_cast<T>(noise_scale),
-      clamp ? static_cast<T>(clamp->first) : -infinity,
-      clamp ? static_cast<T>(clamp->second) : infinity,
-      noise};
+  return {like<T>("gamma", gamma, grad),
+          positive<T>("threshold", threshold),
+          static_cast<T>(root_scale_of(positive<double>("step_size", step_size), threshold)),
+          static_cast<T>(noise_scale),
+          clamp ? static_cast<T>(clamp->first) : -infinity,
+          clamp ? static_cast<T>(clamp->second) : infinity,
+          noise};
 }
 
 py::array step(const py::array& z, const py::array& grad, const std::optional<py::array>& gamma,
