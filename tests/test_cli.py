@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from stanley_fast import checkpoint, cli, runs
+from stanley_fast.commands.common import command_line
 
 TINY = ["--steps=3", "--batch-size=8", "--iterations=4", "--evaluate-every=2"]
 COMMAND = [sys.executable, "-m", "stanley_fast"]
@@ -57,7 +58,7 @@ def test_train_says_where_everything_is(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_the_demo_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "rings", "--preset", "demo", *TINY]) == 0
-    again = cli._command("train", "rings")
+    again = command_line("train", "rings")
     assert f"The full experiment: {again}\n" in capsys.readouterr().out
 
 
@@ -245,7 +246,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_so() -> None:
     assert "Traceback" not in err
     assert err.splitlines()[-1] == (
         "stanley-fast: stopped; the checkpoint is f/checkpoint.pt. "
-        f"Go on with: {cli._command(*['train', 'rings', '--folder', 'f', '--resume'])}"
+        f"Go on with: {command_line(*['train', 'rings', '--folder', 'f', '--resume'])}"
     )
     assert runs.load_learned("f").iteration < 100_000
 

@@ -17,6 +17,7 @@ import stanley_fast as sf
 PACKAGE = Path(sf.__file__).parent
 KERNELS = Path(importlib.import_module("stanley_fast.kernels").__file__ or "").parent
 MODULES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+COMMANDS = {path.stem: path for path in PACKAGE.glob("commands/*.py") if path.stem != "__init__"}
 
 # A module may import from the layers above it here, never from its own or a later one.
 LAYERS = [
@@ -32,6 +33,7 @@ LAYERS = [
     {"experiments"},
     {"runs"},
     {"comparison"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]
@@ -77,6 +79,15 @@ def test_kernels_import_checks_alone() -> None:
     """And each other."""
     for path in KERNELS.glob("*.py"):
         assert from_the_package(imports(path)) <= {"checks", "kernels"}, path
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_commands_import_what_is_below_them_and_share_common(command: str) -> None:
+    nodes = imports(COMMANDS[command])
+    assert all(LAYER[name] <= LAYER["commands"] for name in from_the_package(nodes))
+    ours = {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
+    ours = {name for name in ours if name.startswith("stanley_fast.commands")}
+    assert ours <= {"stanley_fast.commands.common"} - {f"stanley_fast.commands.{command}"}
 
 
 @pytest.mark.parametrize("module", ["energies", "metrics"])

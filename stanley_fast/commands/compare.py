@@ -1,0 +1,68 @@
+"""stanley-fast compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+
+from stanley_fast import comparison
+from stanley_fast.commands.common import Interrupted, TargetOptions, TrainingOptions, given, unset
+from stanley_fast.experiments import SamplerName, SettingsError, preset, with_settings
+
+
+@dataclass
+class Compare(TrainingOptions, TargetOptions):
+    """Train several samplers side by side, on a grid of settings and over several seeds.
+
+    Prints a table, mean and standard deviation over the seeds. Leaves comparison.csv (every
+    evaluation), figure1.png (two rows per sampler, of its best cell), heat_map.png, and each run in
+    a folder of its own.
+    """
+
+    samplers: tuple[SamplerName, ...] = ("stanley", "langevin")
+    """Which to train."""
+    thresholds: Annotated[tuple[float, ...], unset("the preset's")] = ()
+    """Grid of thresholds, of stanley alone; 0.01 to 1."""
+    step_sizes: Annotated[tuple[float, ...], unset("the presets'")] = ()
+    """Grid of step sizes, of every sampler."""
+    noise_scales: Annotated[tuple[float, ...], unset("the presets'")] = ()
+    """Grid of noise scales, of every sampler."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Every cell of the grid is run with each."""
+    jobs: Annotated[int, unset("one per core")] = field(default_factory=torch.get_num_threads)
+    """Runs at a time, each with one thread."""
+    folder: Annotated[Path | None, unset("runs/compare-TARGET-PRESET")] = None
+    """Where to leave everything."""
+    resume: bool = False
+    """Go on with the comparison in the folder; runs that it lacks are added."""
+
+    def run(self) -> None:
+        for name in ("samplers", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise SettingsError(f"{name} must be one or more, all different, got {values}")
+        if self.thresholds and "stanley" not in self.samplers:
+            raise SettingsError("thresholds are a setting of stanley, which is not among samplers")
+        if self.jobs < 1:
+            raise SettingsError(f"jobs must be 1 or more, got {self.jobs}")
+        folder = self.folder or Path("runs", f"compare-{self.target}-{self.preset}")
+        bases = [
+            with_settings(preset(self.target, name, self.preset), given(self))
+            for name in self.samplers
+        ]
+        cells = comparison.grid(bases, self.thresholds, self.step_sizes, self.noise_scales)
+        try:
+            done = comparison.compare(cells, self.seeds, folder, jobs=self.jobs, resume=self.resume)
+        except FileExistsError as error:
+            raise FileExistsError(f"{error}: add --resume or choose another --folder") from None
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"stopped; the runs so far are in {folder}. Go on: the same command and --resume"
+            ) from None
+        print(comparison.table(done))
+        print(
+            f"Left {folder / 'comparison.csv'}, {folder / 'figure1.png'}, {folder / 'heat_map.png'}"
+        )
