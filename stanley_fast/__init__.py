@@ -1,6 +1,6 @@
 """Fused Langevin sampling for energy-based models, with STANLEY's per-element stepsize."""
 
-from stanley_fast import reference
+from stanley_fast import recipes, reference
 from stanley_fast.backends import backends, use_backend
 from stanley_fast.chain import Chain, NonFiniteError, sample
 from stanley_fast.checkpoint import CheckpointError
@@ -39,6 +39,7 @@ __all__ = [
     "langevin_step",
     "langevin_step_",
     "normal",
+    "recipes",
     "reference",
     "sample",
     "split",

@@ -29,7 +29,7 @@ LAYERS = [
     {"metrics", "fusion"},
     {"chain"},
     {"plots", "starts"},
-    {"trainer"},
+    {"trainer", "recipes"},
     {"experiments"},
     {"runs"},
     {"comparison"},
