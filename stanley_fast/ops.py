@@ -1,8 +1,8 @@
 """The operations people call: the two steps, the noise and the stepsize.
 
-Each function picks a backend by the tensor's device. Where no gradient is wanted it enters torch's
-dispatcher below Python's autograd layer, and the kernel does the validation: at a few hundred
-elements the call is all the cost.
+Each function picks a backend by the tensor's device. At a few hundred elements the call is all the
+cost. So where no gradient is wanted it enters torch's dispatcher below Python's autograd layer, and
+the kernel does the validation; and a small step on the CPU goes without the dispatcher (direct.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from stanley_fast import checks, reference
+from stanley_fast import checks, direct, reference
 from stanley_fast.backends import select
 from stanley_fast.library import COMPILED, TRITON, below_autograd, refuse_grad
 
@@ -81,6 +81,13 @@ def stanley_step(
             z, grad, key, step, threshold=threshold, step_size=step_size, noise_scale=noise_scale,
             clamp=clamp, update=update, first=first, total=total,
         )  # fmt: skip
+    if ops is _compiled and direct.is_open(z):
+        moved = direct.step(
+            z, grad, None, key, step, threshold, step_size, noise_scale, clamp, update, first,
+            total, False,
+        )  # fmt: skip
+        if moved is not None:
+            return moved
     return _call(
         ops.stanley_step.default, _any_requires_grad(z, grad), (z, grad, key, step, threshold,
         step_size, noise_scale, *_bounds(clamp), _is_script(update), first, total),
@@ -115,6 +122,13 @@ def stanley_step_(
             z, grad, key, step, threshold=threshold, step_size=step_size, noise_scale=noise_scale,
             clamp=clamp, update=update, first=first, total=total,
         ))  # fmt: skip
+    if ops is _compiled and direct.is_open(z):
+        moved = direct.step(
+            z, grad, None, key, step, threshold, step_size, noise_scale, clamp, update, first,
+            total, True,
+        )  # fmt: skip
+        if moved is not None:
+            return moved
     return _call_in_place(
         ops.stanley_step_.default, _any_requires_grad(z, grad), (z, grad, key, step, threshold,
         step_size, noise_scale, *_bounds(clamp), _is_script(update), first, total),
@@ -166,6 +180,12 @@ def langevin_step(
             z, grad, gamma, key, step, noise_scale=noise_scale, clamp=clamp, update=update,
             first=first, total=total,
         )  # fmt: skip
+    if ops is _compiled and direct.is_open(z):
+        moved = direct.step(
+            z, grad, gamma, key, step, None, None, noise_scale, clamp, update, first, total, False
+        )
+        if moved is not None:
+            return moved
     gamma = _gamma(gamma, z)
     return _call(
         ops.langevin_step.default, _any_requires_grad(z, grad, gamma), (z, grad, gamma, key, step,
@@ -200,6 +220,12 @@ def langevin_step_(
             z, grad, gamma, key, step, noise_scale=noise_scale, clamp=clamp, update=update,
             first=first, total=total,
         ))  # fmt: skip
+    if ops is _compiled and direct.is_open(z):
+        moved = direct.step(
+            z, grad, gamma, key, step, None, None, noise_scale, clamp, update, first, total, True
+        )
+        if moved is not None:
+            return moved
     gamma = _gamma(gamma, z)
     return _call_in_place(
         ops.langevin_step_.default, _any_requires_grad(z, grad, gamma), (z, grad, gamma, key, step,

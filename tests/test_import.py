@@ -20,9 +20,9 @@ MODULES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__i
 
 # A module may import from the layers above it here, never from its own or a later one.
 LAYERS = [
-    {"_host", "checks", "backends", "checkpoint", "terminal"},
+    {"_direct", "_host", "checks", "backends", "checkpoint", "terminal"},
     {"kernels", "reference"},
-    {"keys", "library"},
+    {"direct", "keys", "library"},
     {"ops"},
     {"doctor", "energies", "samplers"},
     {"metrics", "fusion"},
