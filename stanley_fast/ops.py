@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from stanley_fast import checks, direct, reference
 from stanley_fast.backends import select
@@ -81,7 +82,7 @@ def stanley_step(
             z, grad, key, step, threshold=threshold, step_size=step_size, noise_scale=noise_scale,
             clamp=clamp, update=update, first=first, total=total,
         )  # fmt: skip
-    if ops is _compiled and direct.is_open(z):
+    if ops is _compiled and not is_compiling():
         moved = direct.step(
             z, grad, None, key, step, threshold, step_size, noise_scale, clamp, update, first,
             total, False,
@@ -122,7 +123,7 @@ def stanley_step_(
             z, grad, key, step, threshold=threshold, step_size=step_size, noise_scale=noise_scale,
             clamp=clamp, update=update, first=first, total=total,
         ))  # fmt: skip
-    if ops is _compiled and direct.is_open(z):
+    if ops is _compiled and not is_compiling():
         moved = direct.step(
             z, grad, None, key, step, threshold, step_size, noise_scale, clamp, update, first,
             total, True,
@@ -180,7 +181,7 @@ def langevin_step(
             z, grad, gamma, key, step, noise_scale=noise_scale, clamp=clamp, update=update,
             first=first, total=total,
         )  # fmt: skip
-    if ops is _compiled and direct.is_open(z):
+    if ops is _compiled and not is_compiling():
         moved = direct.step(
             z, grad, gamma, key, step, None, None, noise_scale, clamp, update, first, total, False
         )
@@ -220,7 +221,7 @@ def langevin_step_(
             z, grad, gamma, key, step, noise_scale=noise_scale, clamp=clamp, update=update,
             first=first, total=total,
         ))  # fmt: skip
-    if ops is _compiled and direct.is_open(z):
+    if ops is _compiled and not is_compiling():
         moved = direct.step(
             z, grad, gamma, key, step, None, None, noise_scale, clamp, update, first, total, True
         )
@@ -345,7 +346,7 @@ def _gamma(gamma: float | Tensor, z: Tensor) -> Tensor:
 
 
 def _call(op: Any, requires_grad: bool, args: tuple[Any, ...]) -> Any:
-    if torch.compiler.is_compiling() or (requires_grad and torch.is_grad_enabled()):
+    if is_compiling() or (requires_grad and torch.is_grad_enabled()):
         return op(*args)
     if forward_ad._current_level >= 0:
         _refuse_tangents(args)
@@ -356,7 +357,7 @@ def _call(op: Any, requires_grad: bool, args: tuple[Any, ...]) -> Any:
 
 
 def _call_in_place(op: Any, requires_grad: bool, args: tuple[Any, ...]) -> Tensor:
-    if torch.compiler.is_compiling():
+    if is_compiling():
         op(*args)
         return args[0]
     if requires_grad:

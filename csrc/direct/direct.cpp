@@ -19,8 +19,9 @@ struct {
   DirectStepFunction* step;
   const DLPackExchangeAPI* dlpack;
   PyTypeObject* tensor;
-  PyObject *empty_like, *increment_version, *is_grad_enabled, *is_inference, *is_neg,
-      *requires_grad;
+  PyObject *empty_like, *increment_version, *is_grad_enabled;
+  PyObject *active_keys, *no_keys, *has_function_mode, *is_profiling, *forward_ad;
+  PyObject *is_inference, *is_neg, *current_level, *requires_grad;
 } given;
 
 // True where a call answered no. An error is an answer too: that the operation is to say it.
@@ -29,6 +30,21 @@ bool is_no(PyObject* answer) {
   if (!answer) PyErr_Clear();
   Py_XDECREF(answer);
   return no;
+}
+
+// Whether the dispatcher would have nothing to do but to find the kernel. Modes (fake tensors,
+// make_fx), torch.func's transforms, torch.jit.trace, functionalization and inference mode all show
+// in the keys that it adds to each call in this thread. In a profile the operation has to show.
+bool is_quiet() {
+  PyObject* keys = PyObject_CallNoArgs(given.active_keys);
+  const bool none = keys && PyObject_RichCompareBool(keys, given.no_keys, Py_EQ) == 1;
+  Py_XDECREF(keys);
+  PyObject* level = none ? PyObject_GetAttr(given.forward_ad, given.current_level) : nullptr;
+  const bool outside = level && PyLong_CheckExact(level) && PyLong_AsLong(level) < 0;
+  Py_XDECREF(level);
+  if (!outside) PyErr_Clear();
+  return outside && is_no(PyObject_CallNoArgs(given.has_function_mode)) &&
+         is_no(PyObject_CallNoArgs(given.is_profiling));
 }
 
 // Tensors -----------------------------------------------------------------------------------------
@@ -191,9 +207,8 @@ bool wants_gradient(PyObject* const* args) {
 bool read_step(PyObject* const* args, Memory& z, DirectStep& s) {
   const bool in_place = args[kInPlace] == Py_True;
   Memory grad;
-  if (!z.read(args[kZ]) || !read_format(z, s.format) || !grad.read(args[kGrad]) ||
-      !grad.has_type_of(z) || !grad.has_shape_of(z))
-    return false;
+  if (!z.read(args[kZ]) || z.n > kGrain || !read_format(z, s.format) || !is_quiet()) return false;
+  if (!grad.read(args[kGrad]) || !grad.has_type_of(z) || !grad.has_shape_of(z)) return false;
   if (in_place && grad.data != z.data && !grad.is_apart_from(z)) return false;
   s.n = z.n;
   s.z = z.data;
@@ -234,25 +249,24 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t count) {
 }
 
 PyObject* connect(PyObject*, PyObject* args) {
-  PyObject *address, *tensor, *exchange, *empty_like, *increment_version, *is_grad_enabled;
-  if (!PyArg_ParseTuple(args, "OO!OOOO", &address, &PyType_Type, &tensor, &exchange, &empty_like,
-                        &increment_version, &is_grad_enabled))
+  PyObject *address, *tensor, *exchange;
+  auto to = given;
+  if (!PyArg_ParseTuple(args, "OO!OOOOOOOOO", &address, &PyType_Type, &tensor, &exchange,
+                        &to.empty_like, &to.increment_version, &to.is_grad_enabled, &to.active_keys,
+                        &to.no_keys, &to.has_function_mode, &to.is_profiling, &to.forward_ad))
     return nullptr;
-  void* function = PyLong_AsVoidPtr(address);
-  if (!function) return nullptr;
-  auto* dlpack =
+  to.step = reinterpret_cast<DirectStepFunction*>(PyLong_AsVoidPtr(address));
+  to.dlpack =
       static_cast<DLPackExchangeAPI*>(PyCapsule_GetPointer(exchange, "dlpack_exchange_api"));
-  if (!dlpack) return nullptr;
-  if (dlpack->header.version.major != DLPACK_MAJOR_VERSION) Py_RETURN_FALSE;
-  given = {reinterpret_cast<DirectStepFunction*>(function),
-           dlpack,
-           reinterpret_cast<PyTypeObject*>(Py_NewRef(tensor)),
-           Py_NewRef(empty_like),
-           Py_NewRef(increment_version),
-           Py_NewRef(is_grad_enabled),
-           PyObject_GetAttrString(tensor, "is_inference"),
-           PyObject_GetAttrString(tensor, "is_neg"),
-           PyUnicode_InternFromString("requires_grad")};
+  to.tensor = reinterpret_cast<PyTypeObject*>(tensor);
+  to.is_inference = PyObject_GetAttrString(tensor, "is_inference");
+  to.is_neg = PyObject_GetAttrString(tensor, "is_neg");
+  to.current_level = PyUnicode_InternFromString("_current_level");
+  to.requires_grad = PyUnicode_InternFromString("requires_grad");
+  if (PyErr_Occurred()) return nullptr;
+  if (to.dlpack->header.version.major != DLPACK_MAJOR_VERSION) Py_RETURN_FALSE;
+  Py_INCREF(args);  // and with it what it holds
+  given = to;
   Py_RETURN_TRUE;
 }
 
@@ -268,8 +282,4 @@ PyModuleDef kModule = {PyModuleDef_HEAD_INIT, "_direct", "See _direct.pyi.", -1,
 }  // namespace
 }  // namespace stanley::direct
 
-PyMODINIT_FUNC PyInit__direct() {
-  PyObject* module = PyModule_Create(&stanley::direct::kModule);
-  if (module && PyModule_AddIntConstant(module, "GRAIN", stanley::kGrain) < 0) Py_CLEAR(module);
-  return module;
-}
+PyMODINIT_FUNC PyInit__direct() { return PyModule_Create(&stanley::direct::kModule); }
