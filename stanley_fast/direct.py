@@ -37,7 +37,7 @@ def _connected() -> Callable[..., Tensor | None]:
             torch._C._autograd._profiler_enabled,
             forward_ad,
         )
-    except (ImportError, OSError, AttributeError):
+    except (ImportError, OSError, AttributeError, TypeError, ValueError):
         connected = False
     return _direct.step if connected else lambda *arguments: None
 

@@ -508,3 +508,14 @@ def test_its_arguments() -> None:
     """Only direct.py calls it, with all of them."""
     with pytest.raises(RuntimeError, match="not its arguments"):
         direct.step(*state())  # type: ignore[call-arg]
+
+
+def test_a_torch_without_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step is the operation's."""
+    monkeypatch.delattr(Tensor, "__dlpack_c_exchange_api__")
+    declines = direct._connected()
+    z, grad, key = state()
+    want = sf.stanley_step(z, grad, key, threshold=0.3)
+    assert declines(z, grad, None, key, 0, 0.3, 1.0, 1.0, None, "paper", 0, None, False) is None
+    monkeypatch.setattr(direct, "step", declines)
+    assert torch.equal(sf.stanley_step(z, grad, key, threshold=0.3), want)
