@@ -3,7 +3,8 @@
 _library.so holds the kernels, on LibTorch's stable ABI: the same binary works with every torch from
 2.11 on and with every Python. Plain setuptools: torch's own extension classes tie a build to one
 torch and refuse CUDA sources beside a CPU torch. _host binds the headers below those kernels to
-NumPy. pybind11 ties it to one Python, so a wheel is for one Python too.
+NumPy, _direct leads Python's small calls to the kernels. Those two are for one Python, so a wheel
+is too.
 
     CXX                   the C++ compiler; without one the package installs with the reference only
     STANLEY_FAST_CPP=1    fail if there is no C++ compiler
@@ -32,7 +33,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-LIBRARY, HOST = "stanley_fast._library", "stanley_fast._host"
+LIBRARY, HOST, DIRECT = (f"stanley_fast.{name}" for name in ("_library", "_host", "_direct"))
 OLDEST_TORCH = (2, 11)  # that the library is built with and runs with
 
 # -fno-trapping-math lets the compiler vectorise selects; NaN and infinity keep their meaning.
@@ -192,12 +193,21 @@ def host(cxx: list[str], build: Path, target: Path) -> list[Edge]:
     return [*objects, linked(cxx, objects, [], target)]
 
 
+def direct(cxx: list[str], build: Path, target: Path) -> list[Edge]:
+    """_direct: small calls from Python to _library.so, without torch's dispatcher."""
+    headers = [*needed("torch.utils.cpp_extension").include_paths(), sysconfig.get_path("include")]
+    command = [*cxx, *CXX_FLAGS, *[f"-I{path}" for path in headers]]
+    objects = [compiled(command, path, build) for path in sorted(ROOT.glob("csrc/direct/*.cpp"))]
+    return [*objects, linked(cxx, objects, [], target)]
+
+
 class Build(build_ext):
     """Compiles csrc/ with ninja where it is present, one file after another where it is not."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        with_python = super().get_ext_filename(fullname)
-        return with_python if fullname.endswith("_host") else fullname.replace(".", "/") + ".so"
+        if fullname.endswith("_library"):
+            return fullname.replace(".", "/") + ".so"
+        return super().get_ext_filename(fullname)
 
     def run(self) -> None:
         if compiler() is None:
@@ -211,7 +221,7 @@ class Build(build_ext):
         build.mkdir(parents=True, exist_ok=True)
         cxx = compiler() or []
         edges = []
-        for name, of in ((LIBRARY, library), (HOST, host)):
+        for name, of in ((LIBRARY, library), (HOST, host), (DIRECT, direct)):
             target = Path(self.get_ext_fullpath(name)).resolve()
             target.parent.mkdir(parents=True, exist_ok=True)
             edges += of(cxx, build, target)
@@ -237,6 +247,6 @@ def run_edges(edges: list[Edge], build: Path) -> None:
 
 
 setup(
-    ext_modules=[Extension(LIBRARY, sources=[]), Extension(HOST, sources=[])],
+    ext_modules=[Extension(name, sources=[]) for name in (LIBRARY, HOST, DIRECT)],
     cmdclass={"build_ext": Build},
 )

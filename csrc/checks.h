@@ -139,15 +139,19 @@ inline void gamma(const Tensor& gamma, const Tensor& z) {
   if (!broadcasts) fail("gamma must broadcast to z's shape ", shape(z), ", got ", shape(gamma));
 }
 
+inline void numbers(double noise_scale, double lo, double hi, ScalarType type) {
+  if (!(noise_scale >= 0 && noise_scale <= largest(type)))
+    fail("noise_scale must be 0 or more and finite, got ", noise_scale);
+  if (!(lo <= hi)) fail("clamp must be (lo, hi) with lo <= hi, got (", lo, ", ", hi, ")");
+}
+
 inline void step(const Tensor& z, const Tensor& grad, const Tensor& key, double noise_scale,
                  double lo, double hi) {
   floating("z", z);
   same("grad", grad, z);
   checks::key(key);
   on_same_device("key", key, z);
-  if (!(noise_scale >= 0 && noise_scale <= largest(z.scalar_type())))
-    fail("noise_scale must be 0 or more and finite, got ", noise_scale);
-  if (!(lo <= hi)) fail("clamp must be (lo, hi) with lo <= hi, got (", lo, ", ", hi, ")");
+  numbers(noise_scale, lo, hi, z.scalar_type());
 }
 
 // An expanded tensor has many elements in one place, so that it can't be written.

@@ -80,6 +80,34 @@ T saturated(double bound) {
 }
 
 template <class Device>
+typename Device::Noise noise_at(const int64_t* key, int64_t step, int64_t stream, int64_t first,
+                                int64_t total) {
+  const uint64_t per_step = static_cast<uint64_t>(total / 4 + (total % 4 != 0));
+  return Device::noise(key, static_cast<uint64_t>(step) * per_step, static_cast<uint32_t>(stream),
+                       first);
+}
+
+// What forward and backward share, from a Step or a DirectStep. All memory is laid out.
+template <class Device, class S, class Settings>
+StepArgs<S, typename Device::Noise> arguments(const Settings& s, const S* grad,
+                                              const Compute<S>* gamma, int64_t gammas,
+                                              const int64_t* key, int64_t n) {
+  using T = Compute<S>;
+  StepArgs<S, typename Device::Noise> a = {};
+  a.grad = grad;
+  a.gamma = gamma;
+  a.kind = !gamma ? Gamma::kAdaptive : gammas == 1 ? Gamma::kScalar : Gamma::kTensor;
+  a.threshold = static_cast<T>(s.threshold);
+  a.root_scale = static_cast<T>(root_scale_of(s.step_size, s.threshold));
+  a.noise_scale = static_cast<T>(s.noise_scale);
+  a.lo = saturated<T>(s.lo);
+  a.hi = saturated<T>(s.hi);
+  a.script = s.script;
+  a.noise = noise_at<Device>(key, s.step, 0, s.first, s.total.value_or(n));
+  return a;
+}
+
+template <class Device>
 class Operations {
  public:
   static Tensor stanley_step(Tensor z, Tensor grad, Tensor key, int64_t step, double threshold,
@@ -140,7 +168,7 @@ class Operations {
     checks::no_overlap(out);
     const typename Device::Guard guard(out);
     const Tensor filled = dense(out), seed = dense(key);
-    const auto noise = noise_at(seed, step, stream, first, whole);
+    const auto noise = noise_at<Device>(data<int64_t>(seed), step, stream, first, whole);
     with_type(out, [&](auto type) {
       using S = decltype(type);
       Device::template normal<S>(noise, data<S>(filled), out.numel());
@@ -203,13 +231,6 @@ class Operations {
     return result;
   }
 
-  static typename Device::Noise noise_at(const Tensor& key, int64_t step, int64_t stream,
-                                         int64_t first, int64_t total) {
-    const uint64_t per_step = static_cast<uint64_t>(total / 4 + (total % 4 != 0));
-    return Device::noise(data<int64_t>(key), static_cast<uint64_t>(step) * per_step,
-                         static_cast<uint32_t>(stream), first);
-  }
-
   // gamma as the kernels read it: one element, or as many as `like`.
   static Tensor laid_out(const Tensor& gamma, const Tensor& like) {
     if (gamma.numel() == 1 || checks::same_shape(gamma, like)) return dense(gamma);
@@ -218,24 +239,13 @@ class Operations {
     return full;
   }
 
-  // What forward and backward share. All tensors are laid out.
   template <class S>
   static StepArgs<S, typename Device::Noise> arguments(const Step& s, const Tensor& grad,
                                                        const std::optional<Tensor>& gamma,
                                                        const Tensor& key) {
-    using T = Compute<S>;
-    StepArgs<S, typename Device::Noise> a = {};
-    a.grad = data<S>(grad);
-    a.gamma = gamma ? data<T>(*gamma) : nullptr;
-    a.kind = !gamma ? Gamma::kAdaptive : gamma->numel() == 1 ? Gamma::kScalar : Gamma::kTensor;
-    a.threshold = static_cast<T>(s.threshold);
-    a.root_scale = static_cast<T>(root_scale_of(s.step_size, s.threshold));
-    a.noise_scale = static_cast<T>(s.noise_scale);
-    a.lo = saturated<T>(s.lo);
-    a.hi = saturated<T>(s.hi);
-    a.script = s.script;
-    a.noise = noise_at(key, s.step, 0, s.first, s.total.value_or(grad.numel()));
-    return a;
+    return stanley::arguments<Device, S>(
+        s, data<S>(grad), gamma ? data<Compute<S>>(*gamma) : nullptr, gamma ? gamma->numel() : 0,
+        data<int64_t>(key), grad.numel());
   }
 
   // z and out are contiguous, and may be the same.

@@ -1,8 +1,8 @@
 """The operations people call: the two steps, the noise and the stepsize.
 
-Each function picks a backend by the tensor's device. Where no gradient is wanted it enters torch's
-dispatcher below Python's autograd layer, and the kernel does the validation: at a few hundred
-elements the call is all the cost.
+Each function picks a backend by the tensor's device. At a few hundred elements the call is all the
+cost. So where no gradient is wanted it enters torch's dispatcher below Python's autograd layer, and
+the kernel does the validation; and a small step on the CPU goes without the dispatcher (direct.py).
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
-from stanley_fast import checks, reference
+from stanley_fast import checks, direct, reference
 from stanley_fast.backends import select
 from stanley_fast.library import COMPILED, TRITON, below_autograd, refuse_grad
 
@@ -81,6 +82,13 @@ def stanley_step(
             z, grad, key, step, threshold=threshold, step_size=step_size, noise_scale=noise_scale,
             clamp=clamp, update=update, first=first, total=total,
         )  # fmt: skip
+    if ops is _compiled and not is_compiling():
+        moved = direct.step(
+            z, grad, None, key, step, threshold, step_size, noise_scale, clamp, update, first,
+            total, False,
+        )  # fmt: skip
+        if moved is not None:
+            return moved
     return _call(
         ops.stanley_step.default, _any_requires_grad(z, grad), (z, grad, key, step, threshold,
         step_size, noise_scale, *_bounds(clamp), _is_script(update), first, total),
@@ -115,6 +123,13 @@ def stanley_step_(
             z, grad, key, step, threshold=threshold, step_size=step_size, noise_scale=noise_scale,
             clamp=clamp, update=update, first=first, total=total,
         ))  # fmt: skip
+    if ops is _compiled and not is_compiling():
+        moved = direct.step(
+            z, grad, None, key, step, threshold, step_size, noise_scale, clamp, update, first,
+            total, True,
+        )  # fmt: skip
+        if moved is not None:
+            return moved
     return _call_in_place(
         ops.stanley_step_.default, _any_requires_grad(z, grad), (z, grad, key, step, threshold,
         step_size, noise_scale, *_bounds(clamp), _is_script(update), first, total),
@@ -166,6 +181,12 @@ def langevin_step(
             z, grad, gamma, key, step, noise_scale=noise_scale, clamp=clamp, update=update,
             first=first, total=total,
         )  # fmt: skip
+    if ops is _compiled and not is_compiling():
+        moved = direct.step(
+            z, grad, gamma, key, step, None, None, noise_scale, clamp, update, first, total, False
+        )
+        if moved is not None:
+            return moved
     gamma = _gamma(gamma, z)
     return _call(
         ops.langevin_step.default, _any_requires_grad(z, grad, gamma), (z, grad, gamma, key, step,
@@ -200,6 +221,12 @@ def langevin_step_(
             z, grad, gamma, key, step, noise_scale=noise_scale, clamp=clamp, update=update,
             first=first, total=total,
         ))  # fmt: skip
+    if ops is _compiled and not is_compiling():
+        moved = direct.step(
+            z, grad, gamma, key, step, None, None, noise_scale, clamp, update, first, total, True
+        )
+        if moved is not None:
+            return moved
     gamma = _gamma(gamma, z)
     return _call_in_place(
         ops.langevin_step_.default, _any_requires_grad(z, grad, gamma), (z, grad, gamma, key, step,
@@ -319,7 +346,7 @@ def _gamma(gamma: float | Tensor, z: Tensor) -> Tensor:
 
 
 def _call(op: Any, requires_grad: bool, args: tuple[Any, ...]) -> Any:
-    if torch.compiler.is_compiling() or (requires_grad and torch.is_grad_enabled()):
+    if is_compiling() or (requires_grad and torch.is_grad_enabled()):
         return op(*args)
     if forward_ad._current_level >= 0:
         _refuse_tangents(args)
@@ -330,7 +357,7 @@ def _call(op: Any, requires_grad: bool, args: tuple[Any, ...]) -> Any:
 
 
 def _call_in_place(op: Any, requires_grad: bool, args: tuple[Any, ...]) -> Tensor:
-    if torch.compiler.is_compiling():
+    if is_compiling():
         op(*args)
         return args[0]
     if requires_grad:

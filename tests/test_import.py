@@ -21,9 +21,9 @@ COMMANDS = {path.stem: path for path in PACKAGE.glob("commands/*.py") if path.st
 
 # A module may import from the layers above it here, never from its own or a later one.
 LAYERS = [
-    {"_host", "checks", "backends", "checkpoint", "terminal"},
+    {"_direct", "_host", "checks", "backends", "checkpoint", "terminal"},
     {"kernels", "reference"},
-    {"keys", "library"},
+    {"direct", "keys", "library"},
     {"ops"},
     {"doctor", "energies", "samplers"},
     {"metrics", "fusion"},
