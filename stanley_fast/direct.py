@@ -17,8 +17,8 @@ from torch.autograd.graph import increment_version
 from stanley_fast.backends import LIBRARY
 
 
-def _connected() -> Callable[..., Tensor | None]:
-    """_direct.step, or where this torch or this installation lacks something, one that declines."""
+def _connect() -> tuple[Callable[..., Tensor | None], str | None]:
+    """_direct.step; or one that declines and why, where this torch or installation lacks a part."""
     try:
         from stanley_fast import _direct
 
@@ -37,9 +37,13 @@ def _connected() -> Callable[..., Tensor | None]:
             torch._C._autograd._profiler_enabled,
             forward_ad,
         )
-    except (ImportError, OSError, AttributeError, TypeError, ValueError):
-        connected = False
-    return _direct.step if connected else lambda *arguments: None
+    except (ImportError, OSError, AttributeError, TypeError, ValueError) as error:
+        why_not = str(error)
+    else:
+        if connected:
+            return _direct.step, None
+        why_not = "torch offers another version of DLPack"
+    return (lambda *arguments: None), why_not
 
 
-step = _connected()
+step, why_not = _connect()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from stanley_fast import keys, ops, reference
+from stanley_fast import direct, keys, ops, reference
 from stanley_fast.backends import backends, select, use_backend, vector_level
 
 EXTRAS = {
@@ -45,7 +45,7 @@ def examine() -> Report:
         "extras": _extras(),
         "environment": _environment(),
         "build": _build(),
-        "CPU": {"threads": str(torch.get_num_threads()), "vectors": _said_by(vector_level)},
+        "CPU": _cpu(),
         "GPUs": _gpus(),
         "backends": {name: why_not or "available" for name, why_not in backends().items()},
         "in use for": {"cpu": _said_by(partial(select, "cpu"))}
@@ -112,6 +112,17 @@ def _environment() -> dict[str, str]:
     ours = {name: value for name, value in os.environ.items() if name.startswith("STANLEY_FAST_")}
     others = ("TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
     return ours | {name: os.environ[name] for name in others if name in os.environ}
+
+
+def _cpu() -> dict[str, str]:
+    way = (
+        f"by torch's dispatcher: {direct.why_not}" if direct.why_not else "past torch's dispatcher"
+    )
+    return {
+        "threads": str(torch.get_num_threads()),
+        "vectors": _said_by(vector_level),
+        "small steps": way,
+    }
 
 
 def _build() -> dict[str, str]:

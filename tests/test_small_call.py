@@ -513,7 +513,8 @@ def test_its_arguments() -> None:
 def test_a_torch_without_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step is the operation's."""
     monkeypatch.delattr(Tensor, "__dlpack_c_exchange_api__")
-    declines = direct._connected()
+    declines, why_not = direct._connect()
+    assert why_not
     z, grad, key = state()
     want = sf.stanley_step(z, grad, key, threshold=0.3)
     assert declines(z, grad, None, key, 0, 0.3, 1.0, 1.0, None, "paper", 0, None, False) is None
