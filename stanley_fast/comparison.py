@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from stanley_fast import plots, runs
-from stanley_fast.experiments import TARGETS, SettingsError, ToyConfig
+from stanley_fast.experiments import SAMPLERS, TARGETS, SamplerName, SettingsError, ToyConfig
 from stanley_fast.trainer import DivergedError
 
 # The figure of quality that says most about a target, and what it is.
@@ -281,9 +281,9 @@ def best(cells: Sequence[Cell]) -> Cell:
 
 
 def _share(cell: Cell) -> float:
-    """Mean share on target after the last iteration; NaN if a run diverged."""
+    """Mean share on target of the runs that came to the end; NaN if none did."""
     values = cell.figures(cell.config.iterations).get(SHOWN[cell.config.target][0], [])
-    return math.nan if cell.diverged or not values else statistics.fmean(values)
+    return statistics.fmean(values) if values else math.nan
 
 
 def draw_figure1(cells: Sequence[Cell], path: Path) -> None:
@@ -297,28 +297,45 @@ def draw_figure1(cells: Sequence[Cell], path: Path) -> None:
 
 
 def draw_heat_map(cells: Sequence[Cell], path: Path) -> None:
-    """The share on target: a panel for Langevin, and for STANLEY one per step size."""
-    panels: dict[str, list[Cell]] = {}
-    for cell in cells:
-        config = cell.config
-        has_panels = config.sampler == "stanley"
-        title = f"STANLEY, step size {config.step_size:g}" if has_panels else "Langevin"
-        panels.setdefault(title, []).append(cell)
-    heats = [_heat(title, group) for title, group in panels.items()]
+    """The share on target, mean over the seeds; each sampler's best cell is outlined.
+
+    For samplers with a threshold a panel per noise scale, threshold down and step size across; for
+    others one panel, noise scale down.
+    """
+    panels: dict[tuple[SamplerName, float | None], list[Cell]] = {}
+    chosen = []
+    for sampler in dict.fromkeys(cell.config.sampler for cell in cells):
+        own = [cell for cell in cells if cell.config.sampler == sampler]
+        chosen.append(best(own))
+        for cell in own:
+            noise = None if cell.config.threshold is None else cell.config.noise_scale
+            panels.setdefault((sampler, noise), []).append(cell)
+    heats = [_heat(sampler, noise, group, chosen) for (sampler, noise), group in panels.items()]
     plots.heat_map(path, SHOWN[cells[0].config.target][1], heats)
 
 
-def _heat(title: str, cells: Sequence[Cell]) -> plots.Heat:
-    """One panel: noise scale down, threshold (Langevin: step size) across."""
-    axis = "step_size" if cells[0].config.threshold is None else "threshold"
-    places = [(cell.config.noise_scale, getattr(cell.config, axis)) for cell in cells]
+def _heat(
+    sampler: SamplerName, noise: float | None, cells: Sequence[Cell], chosen: Sequence[Cell]
+) -> plots.Heat:
+    """One panel, of one sampler and, unless it is None, one noise scale."""
+    down = "noise_scale" if noise is None else "threshold"
+    places = [(getattr(cell.config, down), cell.config.step_size) for cell in cells]
     rows, columns = (sorted(set(values)) for values in zip(*places, strict=True))
     values = torch.full((len(rows), len(columns)), math.nan)
+    diverged = torch.zeros(len(rows), len(columns), dtype=torch.int64)
+    outlined = None
     for cell, (row, column) in zip(cells, places, strict=True):
-        values[rows.index(row), columns.index(column)] = _share(cell)
+        place = rows.index(row), columns.index(column)
+        values[place], diverged[place] = _share(cell), cell.diverged
+        if any(cell is each for each in chosen):
+            outlined = place
+    title = SAMPLERS[sampler].title
     return plots.Heat(
-        title,
-        ("noise scale", [f"{value:g}" for value in rows]),
-        (axis.replace("_", " "), [f"{value:g}" for value in columns]),
+        title if noise is None else f"{title}, noise scale {noise:g}",
+        (down.replace("_", " "), [f"{value:g}" for value in rows]),
+        ("step size", [f"{value:g}" for value in columns]),
         values,
+        diverged,
+        len(cells[0].runs),
+        outlined,
     )

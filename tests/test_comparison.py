@@ -100,23 +100,43 @@ def test_best_prefers_cells_without_divergence() -> None:
     assert comparison.best([broken, cell(STANLEY, None, None)]) is broken
 
 
-def test_heat_map_has_noise_down_and_threshold_or_step_size_across(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def heats(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) -> list[plots.Heat]:
+    """What the heat map of these cells draws."""
     drawn: list[plots.Heat] = []
-    monkeypatch.setattr(plots, "heat_map", lambda path, quantity, heats: drawn.extend(heats))
-    configs = comparison.grid([STANLEY, LANGEVIN], (0.2, 0.1), (1.0,), (0.3, 0.15))
-    shares = (0.91, 0.92, 0.93, None, 0.95, 0.96)
+    monkeypatch.setattr(plots, "heat_map", lambda path, quantity, panels: drawn.extend(panels))
+    comparison.draw_heat_map(cells, Path("nowhere"))
+    return drawn
+
+
+def test_heat_map_has_a_panel_per_noise_scale_or_noise_scale_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    configs = comparison.grid([STANLEY, LANGEVIN], (0.2, 0.1), (1.0, 0.5), (0.3, 0.15))
+    shares = [0.90 + 0.005 * i for i in range(len(configs))]
     cells = [cell(c, share) for c, share in zip(configs, shares, strict=True)]
-    comparison.draw_heat_map(cells, tmp_path / "h.png")
-    stanley, langevin = drawn
-    assert (stanley.title, langevin.title) == ("STANLEY, step size 1", "Langevin")
-    assert stanley.rows == ("noise scale", ["0.15", "0.3"])
-    assert stanley.columns == ("threshold", ["0.1", "0.2"])
-    want = torch.tensor([[math.nan, 0.92], [0.93, 0.91]])
-    torch.testing.assert_close(stanley.values, want, equal_nan=True)
-    assert langevin.columns == ("step size", ["1"])
-    torch.testing.assert_close(langevin.values, torch.tensor([[0.96], [0.95]]))
+    more, less, langevin = heats(cells, monkeypatch)
+    assert [h.title for h in (more, less, langevin)] == [
+        "STANLEY, noise scale 0.3",
+        "STANLEY, noise scale 0.15",
+        "Langevin",
+    ]
+    assert more.rows == ("threshold", ["0.1", "0.2"])
+    assert langevin.rows == ("noise scale", ["0.15", "0.3"])
+    assert more.columns == langevin.columns == ("step size", ["0.5", "1"])
+    torch.testing.assert_close(more.values, torch.tensor([[0.93, 0.92], [0.91, 0.90]]))
+    torch.testing.assert_close(langevin.values, torch.tensor([[0.955, 0.945], [0.95, 0.94]]))
+    # The best of STANLEY's eight cells and of Langevin's four.
+    assert [h.outlined for h in (more, less, langevin)] == [None, (0, 0), (0, 0)]
+
+
+def test_heat_map_counts_divergences_apart_from_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    fine, some, none = comparison.grid([LANGEVIN], (), (0.1, 0.2, 0.3))
+    cells = [cell(fine, 0.7, 0.8), cell(some, None, 0.9), cell(none, None, None)]
+    (heat,) = heats(cells, monkeypatch)
+    want = torch.tensor([[0.75, 0.9, math.nan]])
+    torch.testing.assert_close(heat.values, want, equal_nan=True)
+    assert heat.diverged.tolist() == [[0, 1, 2]]
+    assert (heat.seeds, heat.outlined) == (2, (0, 0))
 
 
 @pytest.fixture(scope="module")
