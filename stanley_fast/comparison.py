@@ -169,9 +169,9 @@ def _in_parallel(tasks: Sequence[_Task], jobs: int, progress: bool) -> Iterator[
         tqdm(total=len(tasks), unit="run", disable=not progress, dynamic_ncols=True) as bar,
     ):
         try:
-            for run in pool.map(_run, tasks):
+            for future in [pool.submit(_run, task) for task in tasks]:
+                yield future.result()
                 bar.update()
-                yield run
         except BrokenProcessPool as error:
             raise WorkerDiedError("the process of a run was killed: out of memory?") from error
         except BaseException:

@@ -87,8 +87,8 @@ def text(table: Mapping[str, Mapping[str, float]]) -> str:
     """`summary` for people.
 
     >>> print(text({"z": {"mean": 0.5, "sd": 1.0, "r_hat": 1.01, "ess_bulk": 1234.5}}))
-       mean  sd  r_hat  ess_bulk
-    z  0.500  1.000  1.010  1234
+        mean     sd  r_hat  ess_bulk
+    z  0.500  1.000  1.010      1234
     """
     names = list(next(iter(table.values())))
     lines = [["", *names]]

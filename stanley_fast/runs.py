@@ -132,7 +132,7 @@ class Evaluation:
     def __call__(self, trainer: Trainer) -> dict[str, float]:
         samples = generate(
             trainer.f, self.config, EVALUATED, key_for(self.config.seed, "evaluation")
-        ).z
+        )
         state = {
             "iteration": trainer.iteration,
             "f": trainer.f.state_dict(),
@@ -154,25 +154,29 @@ def new_model(seed: int) -> MLPEnergy:
 
 @one_thread()
 def generate(
-    f: LogDensity,
-    config: ToyConfig,
-    n: int,
-    key: Tensor,
-    *,
-    burn_in: int | None = None,
-    keep_every: int = 1,
-) -> Chain:
-    """n chains (n, 2) of `config.steps` transitions, from the noise that training starts them at.
+    f: LogDensity, config: ToyConfig, n: int, key: Tensor, steps: int | None = None
+) -> Tensor:
+    """n samples (n, 2) of f: chains from the noise that training starts its chains at."""
+    z0, key = _start(config, n, key)
+    steps = config.steps if steps is None else steps
+    return sample(f, z0, config.make_sampler(), steps, key=key).z
 
-    With `burn_in` the result has a trace: every keep_every-th state after that many transitions.
-    """
-    start_key, chain_key = keys.split(key, 2)
-    z0 = NoiseStart(config.start_scale).start(n, start_key, torch.empty(0, 2))
+
+@one_thread()
+def draw(
+    f: LogDensity, config: ToyConfig, n: int, key: Tensor, *, burn_in: int, keep_every: int = 1
+) -> Chain:
+    """The chains of `generate` with a trace: every keep_every-th state after `burn_in` steps."""
+    z0, key = _start(config, n, key)
     sampler = config.make_sampler()
-    if burn_in is None:
-        return sample(f, z0, sampler, config.steps, key=chain_key)
-    warm = sample(f, z0, sampler, burn_in, key=chain_key)
+    warm = sample(f, z0, sampler, burn_in, key=key)
     return sample(f, warm.z, sampler, config.steps - burn_in, key=warm.key, keep_every=keep_every)
+
+
+def _start(config: ToyConfig, n: int, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Where n chains start, and their key."""
+    start_key, chain_key = keys.split(key, 2)
+    return NoiseStart(config.start_scale).start(n, start_key, torch.empty(0, 2)), chain_key
 
 
 def learned_density(f: nn.Module, config: ToyConfig) -> Tensor:

@@ -331,6 +331,19 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_so() -> None:
     assert runs.load_learned("f").iteration < 100_000
 
 
+def test_ctrl_c_stops_a_comparison_and_says_how_to_go_on() -> None:
+    command = [*COMMAND, "compare", "rings", "--grid", "--jobs=2", "--folder=c", *TINY]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(Path("c/stanley-threshold0.03-step0.1-noise0.15-seed0/config.json"), process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == (
+        "stanley-fast: stopped; the runs so far are in c. Go on: the same command and --resume"
+    )
+
+
 def test_killed_five_times_and_resumed_it_is_the_same_run() -> None:
     assert start("whole", *SECOND).wait() == 0
     chance = random.Random(0)

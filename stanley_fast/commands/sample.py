@@ -66,27 +66,31 @@ class Sample:
         if self.n < 1:
             raise SettingsError(f"n must be 1 or more, got {self.n}")
         source = self._source()
-        burn_in, keep_every = self._draws(source.config.steps)
-        sample_key, truth_key = keys.split(keys.key(source.config.seed), 2)
-        chain = runs.generate(
-            source.f, source.config, self.n, sample_key, burn_in=burn_in, keep_every=keep_every
-        )
+        f, config = source.f, source.config
+        burn_in, keep_every = self._draws(config.steps)
+        sample_key, truth_key = keys.split(keys.key(config.seed), 2)
+        trace = None
+        if burn_in is None:
+            samples = runs.generate(f, config, self.n, sample_key)
+        else:
+            chain = runs.draw(f, config, self.n, sample_key, burn_in=burn_in, keep_every=keep_every)
+            samples, trace = chain.z, chain.trace
         folder = self.folder or source.folder
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "samples.npy", chain.z.numpy())
-        target = TARGETS[source.config.target]()
+        np.save(folder / "samples.npy", samples.numpy())
+        target = TARGETS[config.target]()
         panels = {
             "true density": metrics.grid_density(target, target.extent),
             **source.learned,
-            f"{self.n} samples": plots.sample_density(chain.z, target.extent),
+            f"{self.n} samples": plots.sample_density(samples, target.extent),
         }
         plots.densities(folder / "samples.png", panels)
-        print(f"{self.n} samples {source.what}, by {source.config.title}:")
-        print_figures(metrics.quality(target, chain.z, truth_key))
+        print(f"{self.n} samples {source.what}, by {config.title}:")
+        print_figures(metrics.quality(target, samples, truth_key))
         left = [folder / "samples.npy", folder / "samples.png"]
-        if chain.trace is not None:
+        if trace is not None:
             print(f"After a burn-in of {burn_in} transitions, {keep_every} from draw to draw:")
-            left += self._diagnose(chain.trace, keep_every, folder)
+            left += self._diagnose(trace, keep_every, folder)
         print(f"Left {', '.join(map(str, left[:-1]))} and {left[-1]}")
 
     def _source(self) -> _Source:
