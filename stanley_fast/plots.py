@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 GRID = 200  # cells per axis of a picture of a density (Nijkamp et al. 2020)
 DPI = 150
 DENSITIES = "magma"  # perceptually uniform, dark where nothing is
-HEAT = "viridis"
+HEAT = "viridis_r"  # smaller is better, and bright
 INK, PALE, FAINT, ACCENT = "#22223b", "#8d8fa3", "#d9dae3", "#b5367a"
 STYLE: dict[str, Any] = {"color": INK, "fontsize": 9}
 
@@ -104,7 +104,8 @@ def figure1(
     top = float(true[0].max())
     blocks = figure.subfigures(len(runs), 1, squeeze=False)[:, 0]
     for block, (name, snapshots) in zip(blocks, runs.items(), strict=True):
-        block.suptitle(name, color=INK, fontsize=11, fontweight="bold")
+        size = 11 if columns > 2 else 8  # two columns are narrower than a sampler's settings
+        block.suptitle(name, color=INK, fontsize=size, fontweight="bold")
         axes = block.subplots(2, columns, squeeze=False)
         for axis in axes[:, 1 + len(snapshots) :].flat:  # a run that diverged has fewer
             axis.set_axis_off()
@@ -161,7 +162,7 @@ def loss_curve(path: Path, iterations: Sequence[int], gaps: Sequence[float]) -> 
 
 
 def heat_map(path: Path, quantity: str, panels: Sequence[Heat]) -> None:
-    """Panels of numbers on one colour scale, two abreast.
+    """Panels of distances on one colour scale, two abreast.
 
     Cells where every seed diverged are white and hatched; where some did, they say how many.
 
@@ -268,7 +269,7 @@ def _heat(axis: Axes, panel: Heat, low: float, high: float) -> AxesImage:
             _frame(axis, row, column, hatch="////", edgecolor=FAINT, linewidth=0)
         elif diverged:
             label += f"\n{diverged} of {panel.seeds} div."
-        ink = "white" if value < low + 0.6 * (high - low) else INK
+        ink = "white" if value > low + 0.4 * (high - low) else INK
         axis.text(column, row, label, ha="center", va="center", fontsize=7, color=ink)
     if panel.outlined is not None:
         _frame(axis, *panel.outlined, edgecolor=ACCENT, linewidth=2.5, clip_on=False)

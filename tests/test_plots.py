@@ -89,7 +89,7 @@ def test_heat_map_leaves_cells_white_where_all_diverged(tmp_path: Path) -> None:
     shares = []
     for name, value, count in (("fine", 0.95, 0), ("some", 0.95, 2), ("all", math.nan, 3)):
         panel = heat([[0.9, value], [0.95, 0.95]], [[0, count], [0, 0]])
-        plots.heat_map(tmp_path / f"{name}.png", "share on a ring", [panel, panel])
+        plots.heat_map(tmp_path / f"{name}.png", "distance", [panel, panel])
         shares.append(white(tmp_path / f"{name}.png"))
     fine, some, everything = shares
     assert some == pytest.approx(fine, abs=0.01)  # a line of text
@@ -101,7 +101,7 @@ def test_heat_map_outlines_a_cell(tmp_path: Path) -> None:
     found = []
     for outlined in (None, (1, 0)):
         panel = heat([[0.9, 0.95], [0.92, 0.95]], [[0, 0], [0, 0]], outlined=outlined)
-        plots.heat_map(tmp_path / "h.png", "share on a ring", [panel])
+        plots.heat_map(tmp_path / "h.png", "distance", [panel])
         near = np.abs(picture(tmp_path / "h.png")[..., :3] - accent).max(axis=2) < 0.02
         found.append(np.argwhere(near))
     assert len(found[0]) == 0
@@ -112,12 +112,12 @@ def test_heat_map_outlines_a_cell(tmp_path: Path) -> None:
 @pytest.mark.parametrize("panels", [1, 2, 3, 5])
 def test_heat_map_takes_any_number_of_panels(tmp_path: Path, panels: int) -> None:
     shapes = [heat([[0.9] * (i + 1)] * 2, [[0] * (i + 1)] * 2) for i in range(panels)]
-    plots.heat_map(tmp_path / "h.png", "share on a ring", shapes)
+    plots.heat_map(tmp_path / "h.png", "distance", shapes)
     picture(tmp_path / "h.png")
 
 
 def test_heat_map_of_nothing_but_divergence(tmp_path: Path) -> None:
-    plots.heat_map(tmp_path / "h.png", "share on a ring", [heat([[math.nan]], [[3]])])
+    plots.heat_map(tmp_path / "h.png", "distance", [heat([[math.nan]], [[3]])])
     assert (tmp_path / "h.png").stat().st_size > 0
 
 
