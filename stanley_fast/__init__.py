@@ -1,6 +1,6 @@
 """Fused Langevin sampling for energy-based models, with STANLEY's per-element stepsize."""
 
-from stanley_fast import recipes, reference
+from stanley_fast import diagnostics, recipes, reference
 from stanley_fast.backends import backends, use_backend
 from stanley_fast.chain import Chain, NonFiniteError, sample
 from stanley_fast.checkpoint import CheckpointError
@@ -34,6 +34,7 @@ __all__ = [
     "Trainer",
     "advance_",
     "backends",
+    "diagnostics",
     "from_energy",
     "key",
     "langevin_step",

@@ -17,6 +17,7 @@ from stanley_fast.commands import Command
 from stanley_fast.commands.common import Interrupted
 from stanley_fast.commands.doctor import Doctor
 from stanley_fast.comparison import WorkerDiedError
+from stanley_fast.diagnostics import MissingDiagnosticsError
 from stanley_fast.doctor import SelfCheckError
 from stanley_fast.experiments import SettingsError
 from stanley_fast.trainer import DivergedError
@@ -24,6 +25,15 @@ from stanley_fast.trainer import DivergedError
 DESCRIPTION = """Learns energy-based models by Langevin sampling, each element with its stepsize.
 
 Begin with: stanley-fast train rings --preset demo"""
+
+FAILURES = (
+    CheckpointError,
+    DivergedError,
+    MissingDiagnosticsError,
+    NonFiniteError,
+    SelfCheckError,
+    OSError,
+)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -49,7 +59,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except WorkerDiedError as error:
         return _fail(f"{error} Go on: the same command and --resume", 1)
-    except (CheckpointError, DivergedError, NonFiniteError, SelfCheckError, OSError) as error:
+    except FAILURES as error:
         return _fail(str(error), 1)
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):

@@ -17,14 +17,12 @@ from pathlib import Path
 import torch
 
 from stanley_fast import plots, runs
-from stanley_fast.experiments import TARGETS, SettingsError, ToyConfig
+from stanley_fast.experiments import SAMPLERS, TARGETS, SamplerName, SettingsError, ToyConfig
 from stanley_fast.trainer import DivergedError
 
-# The figure of quality that says most about a target, and what it is.
-SHOWN = {
-    "rings": ("ring_share", "share of samples on a ring"),
-    "gmm": ("mode_share", "share of samples at a mode"),
-}
+# The figure of quality that tells cells apart, for any target: of a disc without rings nine tenths
+# already count as on a ring.
+SHOWN = "histogram_tv"
 
 
 class WorkerDiedError(RuntimeError):
@@ -169,9 +167,9 @@ def _in_parallel(tasks: Sequence[_Task], jobs: int, progress: bool) -> Iterator[
         tqdm(total=len(tasks), unit="run", disable=not progress, dynamic_ncols=True) as bar,
     ):
         try:
-            for run in pool.map(_run, tasks):
+            for future in [pool.submit(_run, task) for task in tasks]:
+                yield future.result()
                 bar.update()
-                yield run
         except BrokenProcessPool as error:
             raise WorkerDiedError("the process of a run was killed: out of memory?") from error
         except BaseException:
@@ -199,7 +197,7 @@ def read_run(folder: Path, target: str, diverged: int | None) -> Run:
     figures = {
         int(row["iteration"]): {c: row[c] for n in runs.qualities(row) for c in (n, f"{n}_floor")}
         for row in runs.read_metrics(folder)
-        if SHOWN[target][0] in row and row["iteration"] > 0
+        if SHOWN in row and row["iteration"] > 0
     }
     return Run(folder, figures, diverged)
 
@@ -271,19 +269,19 @@ def _mean_sd(row: Mapping[str, object], name: str) -> str:
 
 
 def best(cells: Sequence[Cell]) -> Cell:
-    """The cell with the fewest divergences; of those, the one with the largest share on target."""
+    """The cell with the fewest divergences; of those, the one nearest to the truth."""
 
-    def merit(cell: Cell) -> tuple[int, float]:
-        share = _share(cell)
-        return -cell.diverged, -math.inf if math.isnan(share) else share
+    def demerit(cell: Cell) -> tuple[int, float]:
+        distance = _distance(cell)
+        return cell.diverged, math.inf if math.isnan(distance) else distance
 
-    return max(cells, key=merit)
+    return min(cells, key=demerit)
 
 
-def _share(cell: Cell) -> float:
-    """Mean share on target after the last iteration; NaN if a run diverged."""
-    values = cell.figures(cell.config.iterations).get(SHOWN[cell.config.target][0], [])
-    return math.nan if cell.diverged or not values else statistics.fmean(values)
+def _distance(cell: Cell) -> float:
+    """Mean total variation from the truth of the runs that came to the end; NaN if none did."""
+    values = cell.figures(cell.config.iterations).get(SHOWN, [])
+    return statistics.fmean(values) if values else math.nan
 
 
 def draw_figure1(cells: Sequence[Cell], path: Path) -> None:
@@ -297,28 +295,45 @@ def draw_figure1(cells: Sequence[Cell], path: Path) -> None:
 
 
 def draw_heat_map(cells: Sequence[Cell], path: Path) -> None:
-    """The share on target: a panel for Langevin, and for STANLEY one per step size."""
-    panels: dict[str, list[Cell]] = {}
-    for cell in cells:
-        config = cell.config
-        has_panels = config.sampler == "stanley"
-        title = f"STANLEY, step size {config.step_size:g}" if has_panels else "Langevin"
-        panels.setdefault(title, []).append(cell)
-    heats = [_heat(title, group) for title, group in panels.items()]
-    plots.heat_map(path, SHOWN[cells[0].config.target][1], heats)
+    """The total variation from the truth, mean over the seeds; outlined is each sampler's best.
+
+    For samplers with a threshold a panel per noise scale, threshold down and step size across; for
+    others one panel, noise scale down.
+    """
+    panels: dict[tuple[SamplerName, float | None], list[Cell]] = {}
+    chosen = []
+    for sampler in dict.fromkeys(cell.config.sampler for cell in cells):
+        own = [cell for cell in cells if cell.config.sampler == sampler]
+        chosen.append(best(own))
+        for cell in own:
+            noise = None if cell.config.threshold is None else cell.config.noise_scale
+            panels.setdefault((sampler, noise), []).append(cell)
+    heats = [_heat(sampler, noise, group, chosen) for (sampler, noise), group in panels.items()]
+    plots.heat_map(path, "total variation from the truth", heats)
 
 
-def _heat(title: str, cells: Sequence[Cell]) -> plots.Heat:
-    """One panel: noise scale down, threshold (Langevin: step size) across."""
-    axis = "step_size" if cells[0].config.threshold is None else "threshold"
-    places = [(cell.config.noise_scale, getattr(cell.config, axis)) for cell in cells]
+def _heat(
+    sampler: SamplerName, noise: float | None, cells: Sequence[Cell], chosen: Sequence[Cell]
+) -> plots.Heat:
+    """One panel, of one sampler and, unless it is None, one noise scale."""
+    down = "noise_scale" if noise is None else "threshold"
+    places = [(getattr(cell.config, down), cell.config.step_size) for cell in cells]
     rows, columns = (sorted(set(values)) for values in zip(*places, strict=True))
     values = torch.full((len(rows), len(columns)), math.nan)
+    diverged = torch.zeros(len(rows), len(columns), dtype=torch.int64)
+    outlined = None
     for cell, (row, column) in zip(cells, places, strict=True):
-        values[rows.index(row), columns.index(column)] = _share(cell)
+        place = rows.index(row), columns.index(column)
+        values[place], diverged[place] = _distance(cell), cell.diverged
+        if any(cell is each for each in chosen):
+            outlined = place
+    title = SAMPLERS[sampler].title
     return plots.Heat(
-        title,
-        ("noise scale", [f"{value:g}" for value in rows]),
-        (axis.replace("_", " "), [f"{value:g}" for value in columns]),
+        title if noise is None else f"{title}, noise scale {noise:g}",
+        (down.replace("_", " "), [f"{value:g}" for value in rows]),
+        ("step size", [f"{value:g}" for value in columns]),
         values,
+        diverged,
+        len(cells[0].runs),
+        outlined,
     )

@@ -1,4 +1,4 @@
-"""The paper's toy experiment (Figure 1) as settings and presets.
+"""The paper's toy experiment (Figure 1) as settings, presets and grids.
 
 Paper values live in the presets here and nowhere else in the library.
 """
@@ -94,7 +94,7 @@ class ToyConfig:
 
     def make_sampler(self) -> Sampler:
         """The sampler that `sampler` and its settings name."""
-        return SAMPLERS[self.sampler](self)
+        return SAMPLERS[self.sampler].make(self)
 
     @property
     def title(self) -> str:
@@ -103,9 +103,9 @@ class ToyConfig:
         >>> preset("rings", "stanley").title
         'STANLEY, threshold 0.1, step size 1, noise 0.15'
         """
-        name = "STANLEY" if self.sampler == "stanley" else "Langevin"
         threshold = "" if self.threshold is None else f"threshold {self.threshold:g}, "
-        return f"{name}, {threshold}step size {self.step_size:g}, noise {self.noise_scale:g}"
+        steps = f"{threshold}step size {self.step_size:g}, noise {self.noise_scale:g}"
+        return f"{SAMPLERS[self.sampler].title}, {steps}"
 
     @property
     def temperature(self) -> float:
@@ -129,23 +129,62 @@ def _langevin(config: ToyConfig) -> Sampler:
     return Langevin(config.step_size, config.noise_scale)
 
 
-SAMPLERS: dict[str, Callable[[ToyConfig], Sampler]] = {"stanley": _stanley, "langevin": _langevin}
+@dataclass(frozen=True)
+class Method:
+    """A sampler as the experiments know it.
 
-# Chosen on a small grid for the rings, as the paper tunes each method; README.md says how. The gmm
-# takes the rings' values.
-TUNED: dict[tuple[TargetName, SamplerName], ToyConfig] = {
-    (target, sampler): ToyConfig(
-        target,
-        sampler,
-        threshold=0.1 if sampler == "stanley" else None,
-        step_size=1.0 if sampler == "stanley" else 0.14,
-        noise_scale=0.15,
-        learning_rate=1e-3,
-        start_scale=2.0 if target == "rings" else 1.0,  # Nijkamp et al. 2020
-    )
-    for target in TARGETS
-    for sampler in ("stanley", "langevin")
+    Attributes:
+        title: its name, for people.
+        make: the sampler from a run's settings; ValueError where they don't fit it.
+        tuned: its settings for learned densities, chosen on a grid for the rings as the paper tunes
+            each method; README.md says how. The gmm takes the rings' values.
+        paper: those that the paper prints.
+        exact: those for the targets themselves, whose gradients reach 20; noise scale 1.
+        grid: the values of each setting that `compare --grid` tries.
+    """
+
+    title: str
+    make: Callable[[ToyConfig], Sampler]
+    tuned: Mapping[str, float]
+    paper: Mapping[str, float]
+    exact: Mapping[str, float]
+    grid: Mapping[str, tuple[float, ...]]
+
+
+# A new one is an entry here and a name in SamplerName.
+SAMPLERS: dict[SamplerName, Method] = {
+    "stanley": Method(
+        "STANLEY",
+        _stanley,
+        tuned={"threshold": 0.1, "step_size": 1.0},
+        paper={"threshold": 0.01, "step_size": 1.0},
+        exact={"threshold": 10.0, "step_size": 0.01},
+        grid={
+            "threshold": (0.03, 0.1, 0.3, 1.0),
+            "step_size": (0.1, 0.3, 1.0, 3.0),
+            "noise_scale": (0.05, 0.15, 0.3),
+        },
+    ),
+    "langevin": Method(
+        "Langevin",
+        _langevin,
+        tuned={"step_size": 0.14},
+        paper={"step_size": 0.14},
+        exact={"step_size": 0.01},
+        grid={"step_size": (0.03, 0.1, 0.14, 0.3, 1.0, 3.0), "noise_scale": (0.05, 0.15, 0.3)},
+    ),
 }
+
+
+# What `compare --grid` trains each cell for: the order of cells shows long before a run is done.
+GRID_RUN = {"learning_rate": 3e-3, "iterations": 800}
+
+
+def _config(target: TargetName, sampler: SamplerName, settings: Mapping[str, float]) -> ToyConfig:
+    """A run of the tuned length and learning rate, with a sampler's settings."""
+    own: dict[str, Any] = {"threshold": None, "noise_scale": 0.15, **settings}
+    start_scale = 2.0 if target == "rings" else 1.0  # Nijkamp et al. 2020
+    return ToyConfig(target, sampler, learning_rate=1e-3, start_scale=start_scale, **own)
 
 
 def preset(target: TargetName, sampler: SamplerName, name: PresetName = "tuned") -> ToyConfig:
@@ -161,28 +200,32 @@ def preset(target: TargetName, sampler: SamplerName, name: PresetName = "tuned")
     >>> preset("rings", "stanley", "paper").threshold
     0.01
     """
-    if (target, sampler) not in TUNED or name not in ("tuned", "demo", "paper"):
+    if target not in TARGETS or sampler not in SAMPLERS or name not in ("tuned", "demo", "paper"):
         raise SettingsError(
             f"there is no preset {name!r} for target {target!r}, sampler {sampler!r}"
         )
-    tuned = TUNED[target, sampler]
+    method = SAMPLERS[sampler]
+    if name == "paper":
+        # The "learning rate of 0.14" it gives both methods is Langevin's stepsize; Eq. 4 has no
+        # place for it. Its standard deviation, 0.15, is in Nijkamp et al. the data's.
+        return replace(_config(target, sampler, method.paper), learning_rate=1e-4)
+    tuned = _config(target, sampler, method.tuned)
     if name == "demo":
         # Larger steps and batches than a long run wants.
         return replace(
             tuned, learning_rate=3e-3, batch_size=400, iterations=1_500, evaluate_every=300
         )
-    if name == "paper":
-        # The "learning rate of 0.14" it gives both methods is Langevin's stepsize; Eq. 4 has no
-        # place for it. Its standard deviation is in Nijkamp et al. the data's.
-        threshold, step_size = (0.01, 1.0) if sampler == "stanley" else (None, 0.14)
-        return replace(
-            tuned,
-            threshold=threshold,
-            step_size=step_size,
-            noise_scale=0.15,
-            learning_rate=1e-4,
-        )
     return tuned
+
+
+def exact(target: TargetName, sampler: SamplerName) -> ToyConfig:
+    """Settings with which chains sample the target itself: noise scale 1, 500 transitions.
+
+    >>> exact("rings", "stanley").title
+    'STANLEY, threshold 10, step size 0.01, noise 1'
+    """
+    settings = {"noise_scale": 1.0, **SAMPLERS[sampler].exact}
+    return replace(_config(target, sampler, settings), steps=500)
 
 
 def with_settings(base: ToyConfig, given: Mapping[str, Any]) -> ToyConfig:

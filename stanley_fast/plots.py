@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 GRID = 200  # cells per axis of a picture of a density (Nijkamp et al. 2020)
 DPI = 150
 DENSITIES = "magma"  # perceptually uniform, dark where nothing is
-HEAT = "viridis"
-INK, PALE, ACCENT = "#22223b", "#8d8fa3", "#b5367a"
+HEAT = "viridis_r"  # smaller is better, and bright
+INK, PALE, FAINT, ACCENT = "#22223b", "#8d8fa3", "#d9dae3", "#b5367a"
 STYLE: dict[str, Any] = {"color": INK, "fontsize": 9}
 
 
@@ -49,13 +50,19 @@ class Heat:
     Attributes:
         title: of the panel.
         rows, columns: the axis's name and its tick labels.
-        values: (rows, columns); NaN marks a diverged cell.
+        values: (rows, columns), means over the seeds that did not diverge; NaN if all did.
+        diverged: (rows, columns), how many seeds did.
+        seeds: of how many.
+        outlined: the row and column of the cell to outline, or None.
     """
 
     title: str
     rows: tuple[str, Sequence[str]]
     columns: tuple[str, Sequence[str]]
     values: Tensor
+    diverged: Tensor
+    seeds: int
+    outlined: tuple[int, int] | None = None
 
 
 def sample_density(samples: Tensor, extent: float, size: int = GRID) -> Tensor:
@@ -97,7 +104,8 @@ def figure1(
     top = float(true[0].max())
     blocks = figure.subfigures(len(runs), 1, squeeze=False)[:, 0]
     for block, (name, snapshots) in zip(blocks, runs.items(), strict=True):
-        block.suptitle(name, color=INK, fontsize=11, fontweight="bold")
+        size = 11 if columns > 2 else 8  # two columns are narrower than a sampler's settings
+        block.suptitle(name, color=INK, fontsize=size, fontweight="bold")
         axes = block.subplots(2, columns, squeeze=False)
         for axis in axes[:, 1 + len(snapshots) :].flat:  # a run that diverged has fewer
             axis.set_axis_off()
@@ -154,7 +162,9 @@ def loss_curve(path: Path, iterations: Sequence[int], gaps: Sequence[float]) -> 
 
 
 def heat_map(path: Path, quantity: str, panels: Sequence[Heat]) -> None:
-    """Panels of numbers on one colour scale; diverged cells stay white and say so.
+    """Panels of distances on one colour scale, two abreast.
+
+    Cells where every seed diverged are white and hatched; where some did, they say how many.
 
     Args:
         path: the PNG to write.
@@ -164,14 +174,53 @@ def heat_map(path: Path, quantity: str, panels: Sequence[Heat]) -> None:
     found = torch.cat([panel.values.flatten() for panel in panels])
     found = found[found.isfinite()]
     span = (float(found.min()), float(found.max())) if len(found) else (0.0, 1.0)
-    heights, widths = torch.tensor([panel.values.shape for panel in panels]).unbind(dim=1)
-    figure = _figure(1.4 + float((1.2 + 0.8 * widths).sum()), 1.6 + 0.5 * int(heights.max()))
-    axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths.tolist())[0]
-    images = [_heat(axis, panel, *span) for axis, panel in zip(axes, panels, strict=True)]
-    bar = figure.colorbar(images[0], ax=list(axes))
+    across = min(len(panels), 2)
+    down = math.ceil(len(panels) / across)
+    widths = [max(panel.values.shape[1] for panel in panels[i::across]) for i in range(across)]
+    heights = [
+        max(panel.values.shape[0] for panel in panels[i * across : (i + 1) * across])
+        for i in range(down)
+    ]
+    size = 1.4 + sum(0.9 + 0.72 * w for w in widths), 0.3 + sum(0.8 + 0.42 * h for h in heights)
+    figure = _figure(*size)
+    grid = figure.subplots(down, across, squeeze=False, width_ratios=widths, height_ratios=heights)
+    axes = grid.flatten().tolist()
+    images = [_heat(axis, panel, *span) for axis, panel in zip(axes, panels, strict=False)]
+    for unused in axes[len(panels) :]:
+        unused.set_axis_off()
+    bar = figure.colorbar(images[0], ax=axes)
     bar.set_label(quantity, **STYLE)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, colors=INK, length=0)
+    _write(figure, path)
+
+
+def traces(path: Path, draws: Tensor, autocorrelation: Tensor, keep_every: int = 1) -> None:
+    """For each coordinate the course of up to 8 chains, and the autocorrelation of all.
+
+    Args:
+        path: the PNG to write.
+        draws: (draws, B, d), after burn-in.
+        autocorrelation: (draws, d), as `diagnostics.autocorrelation` gives it; the first half is
+            shown, as later lags have few pairs of draws.
+        keep_every: transitions from one draw to the next.
+    """
+    dims, lags = draws.shape[2], len(draws) // 2 + 1
+    figure = _figure(8, 0.4 + 1.7 * dims)
+    axes = figure.subplots(dims, 2, squeeze=False, sharex="col", width_ratios=(2, 1))
+    after = keep_every * torch.arange(1, len(draws) + 1)
+    for i, (course, decay) in enumerate(axes):
+        course.plot(after, draws[:, :8, i], linewidth=0.7, alpha=0.8)
+        course.set_ylabel(f"z[{i}]", **STYLE)
+        decay.plot(keep_every * torch.arange(lags), autocorrelation[:lags, i], color=ACCENT)
+        decay.axhline(0, color=INK, linewidth=0.6)
+        for axis in (course, decay):
+            axis.margins(x=0)
+            _plain(axis)
+    axes[0, 0].set_title(f"{min(8, draws.shape[1])} of {draws.shape[1]} chains", **STYLE)
+    axes[0, 1].set_title("autocorrelation of all chains", **STYLE)
+    axes[-1, 0].set_xlabel("transitions after burn-in", **STYLE)
+    axes[-1, 1].set_xlabel("lag in transitions", **STYLE)
     _write(figure, path)
 
 
@@ -212,10 +261,23 @@ def _heat(axis: Axes, panel: Heat, low: float, high: float) -> AxesImage:
     axis.tick_params(length=0)
     for spine in axis.spines.values():
         spine.set_visible(False)
-    for row in range(values.shape[0]):
-        for column in range(values.shape[1]):
-            value = float(values[row, column])
-            text = f"{value:.3f}" if math.isfinite(value) else "diverged"
-            ink = "white" if value < low + 0.6 * (high - low) else INK
-            axis.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
+    for row, column in product(*map(range, values.shape)):
+        value, diverged = float(values[row, column]), int(panel.diverged[row, column])
+        label = f"{value:.3f}"
+        if diverged == panel.seeds:
+            label = "diverged"
+            _frame(axis, row, column, hatch="////", edgecolor=FAINT, linewidth=0)
+        elif diverged:
+            label += f"\n{diverged} of {panel.seeds} div."
+        ink = "white" if value > low + 0.4 * (high - low) else INK
+        axis.text(column, row, label, ha="center", va="center", fontsize=7, color=ink)
+    if panel.outlined is not None:
+        _frame(axis, *panel.outlined, edgecolor=ACCENT, linewidth=2.5, clip_on=False)
     return image
+
+
+def _frame(axis: Axes, row: int, column: int, **style: Any) -> None:
+    """A rectangle around a cell of a heat map."""
+    from matplotlib.patches import Rectangle
+
+    axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, **style))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from stanley_fast import checkpoint, keys, plots
-from stanley_fast.chain import sample
+from stanley_fast.chain import Chain, LogDensity, sample
 from stanley_fast.energies import MLPEnergy
 from stanley_fast.experiments import TARGETS, SettingsError, ToyConfig
 from stanley_fast.metrics import Quality, grid_density
@@ -154,13 +154,29 @@ def new_model(seed: int) -> MLPEnergy:
 
 @one_thread()
 def generate(
-    f: nn.Module, config: ToyConfig, n: int, key: Tensor, steps: int | None = None
+    f: LogDensity, config: ToyConfig, n: int, key: Tensor, steps: int | None = None
 ) -> Tensor:
-    """n samples (n, 2) of a learned f: chains from the noise that training starts its chains at."""
-    start_key, chain_key = keys.split(key, 2)
-    z0 = NoiseStart(config.start_scale).start(n, start_key, torch.empty(0, 2))
+    """n samples (n, 2) of f: chains from the noise that training starts its chains at."""
+    z0, key = _start(config, n, key)
     steps = config.steps if steps is None else steps
-    return sample(f, z0, config.make_sampler(), steps, key=chain_key).z
+    return sample(f, z0, config.make_sampler(), steps, key=key).z
+
+
+@one_thread()
+def draw(
+    f: LogDensity, config: ToyConfig, n: int, key: Tensor, *, burn_in: int, keep_every: int = 1
+) -> Chain:
+    """The chains of `generate` with a trace: every keep_every-th state after `burn_in` steps."""
+    z0, key = _start(config, n, key)
+    sampler = config.make_sampler()
+    warm = sample(f, z0, sampler, burn_in, key=key)
+    return sample(f, warm.z, sampler, config.steps - burn_in, key=warm.key, keep_every=keep_every)
+
+
+def _start(config: ToyConfig, n: int, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Where n chains start, and their key."""
+    start_key, chain_key = keys.split(key, 2)
+    return NoiseStart(config.start_scale).start(n, start_key, torch.empty(0, 2)), chain_key
 
 
 def learned_density(f: nn.Module, config: ToyConfig) -> Tensor:
@@ -281,8 +297,15 @@ def _remove_run(folder: Path) -> None:
         "metrics.csv",
         "figure1.png",
         "loss.png",
+        "samples/trace.png",
     )
-    for name in (*left, "snapshots/*.pt", "samples/samples.*", "tensorboard/events.out.tfevents.*"):
+    for name in (
+        *left,
+        "snapshots/*.pt",
+        "samples/samples.*",
+        "samples/trace.png",
+        "tensorboard/events.out.tfevents.*",
+    ):
         for path in [*folder.glob(name), *folder.glob(f"{name}.tmp")]:  # .tmp is left by a crash
             path.unlink()
 

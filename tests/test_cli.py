@@ -14,9 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray
 
-from stanley_fast import checkpoint, cli, runs
+from stanley_fast import checkpoint, cli, keys, metrics, runs
 from stanley_fast.commands.common import command_line
+from stanley_fast.commands.compare import Compare
+from stanley_fast.energies import Rings
 
 TINY = ["--steps=3", "--batch-size=8", "--iterations=4", "--evaluate-every=2"]
 COMMAND = [sys.executable, "-m", "stanley_fast"]
@@ -133,6 +136,65 @@ def test_sample_stands_beside_the_run(trained: Path) -> None:
     assert np.load(trained / "snapshots" / "samples" / "samples.npy").shape == (5, 2)
 
 
+def test_sample_of_a_target_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sample", "rings", "--n", "2000"]) == 0
+    assert "2000 samples of the true rings, by STANLEY" in capsys.readouterr().out
+    samples = torch.from_numpy(np.load("runs/rings/samples/samples.npy"))
+    share = float(metrics.quality(Rings(), samples, keys.key(0))["ring_share"])
+    # 0.9973 of true samples; 4 sd of 2 000 draws' share below, and 0.01 for the step's bias.
+    assert share > 0.9973 - 0.01 - 4 * (0.9973 * 0.0027 / 2000) ** 0.5
+    assert cli.main(["sample", "gmm", "--n", "5", "--sampler", "langevin", "--steps", "3"]) == 0
+    assert "by Langevin, step size 0.01, noise 1:" in capsys.readouterr().out
+
+
+def test_diagnostics_report_the_draws_after_burn_in(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["sample", "gmm", "--n", "30", "--steps", "50"]
+    assert cli.main([*command, "--folder", "plain"]) == 0
+    assert "r_hat" not in capsys.readouterr().out
+    more = "--folder d --burn-in 20 --keep-every 3 --inference-data d/draws.nc"
+    assert cli.main([*command, *more.split()]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "After a burn-in of 20 transitions, 3 from draw to draw:" in lines
+    assert [line.split()[0] for line in lines if line.startswith("z[")] == ["z[0]", "z[1]"]
+    assert lines[-1] == "Left d/samples.npy, d/samples.png, d/trace.png and d/draws.nc"
+    assert Path("d/trace.png").stat().st_size > 0
+    samples = np.load("d/samples.npy")
+    assert np.array_equal(samples, np.load("plain/samples.npy"))
+    draws = xarray.open_datatree("d/draws.nc")["posterior"]["z"].to_numpy()
+    assert draws.shape == (30, 10, 2)
+    assert np.array_equal(draws[:, -1], samples)  # the 50th transition's
+
+
+def test_diagnostics_of_a_trained_model(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = f"sample {trained} --n 20 --steps 8 --diagnostics --folder d"
+    assert cli.main(command.split()) == 0
+    assert "After a burn-in of 4 transitions, 1 from draw to draw:" in capsys.readouterr().out
+
+
+def test_diagnostics_without_arviz(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "arviz_stats", None)
+    line = fails(capsys, "sample rings --diagnostics", 1)
+    assert line == (
+        "stanley-fast: diagnostics need arviz_stats: pip install 'stanley-fast[diagnostics]'"
+    )
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_the_grid_has_a_fine_grid_for_each_sampler(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = Compare("rings", grid=True)
+    stanley, langevin = whole._cells("stanley"), whole._cells("langevin")
+    assert (len(stanley), len(langevin)) == (48, 18)  # as the help says: 66
+    assert {c.iterations for c in stanley + langevin} == {800}
+    assert len(set(stanley + langevin)) == 66
+    part = "--thresholds 0.1 --step-sizes 1 --noise-scales 0.15 --seeds 0 --jobs 1"
+    assert cli.main(["compare", "rings", "--grid", *part.split(), *TINY]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()[1:3]] == ["stanley", "langevin"]
+    assert "Left runs/grid-rings/comparison.csv" in out
+
+
 def test_compare_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     grid = ["--thresholds", "0.1", "0.2", "--seeds", "0", "--jobs", "1", "--folder", "c"]
     assert cli.main(["compare", "rings", "--samplers", "stanley", *grid, *TINY]) == 0
@@ -167,6 +229,24 @@ def test_compare_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
         ("sample none --n 0", 2, "n must be 1 or more, got 0"),
         ("compare rings --seeds 1 1", 2, "seeds must be one or more, all different, got (1, 1)"),
         ("compare rings --samplers", 2, "samplers must be one or more, all different, got ()"),
+        (
+            "compare rings --grid --preset demo",
+            2,
+            "grid begins with the tuned preset, got preset demo",
+        ),
+        ("sample rings --burn-in -1", 2, "burn_in must be 0 or more, got -1"),
+        ("sample rings --keep-every 0", 2, "keep_every must be 1 or more, got 0"),
+        (
+            "sample rings --steps 10 --burn-in 7",
+            2,
+            "diagnostics need 4 draws or more, got 10 steps with burn_in 7 and keep_every 1",
+        ),
+        ("sample rings --inference-data x", 2, "inference_data must end in .nc, got x"),
+        (
+            "sample rings --sampler langevin --threshold 1",
+            2,
+            "threshold is not a setting of langevin, got 1.0",
+        ),
         ("compare rings --jobs 0", 2, "jobs must be 1 or more, got 0"),
         ("compare rings --thresholds 0", 2, "threshold must be positive and finite, got 0.0"),
     ],
@@ -215,7 +295,7 @@ def test_every_option_has_help(command: str, capsys: pytest.CaptureFixture[str])
     out = " ".join(capsys.readouterr().out.replace("│", " ").replace("|", " ").split())
     assert "None" not in out
     options = re.findall(r"(--[a-z][a-z0-9-]*) (.*?)\(default: ", out)
-    assert len(options) == {"train": 18, "sample": 9, "compare": 18, "doctor": 1}[command]
+    assert len(options) == {"train": 18, "sample": 13, "compare": 19, "doctor": 1}[command]
     for name, text in options:
         assert len(re.findall("[A-Za-z]+", text)) >= 3, name
 
@@ -249,6 +329,19 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_so() -> None:
         f"Go on with: {command_line(*['train', 'rings', '--folder', 'f', '--resume'])}"
     )
     assert runs.load_learned("f").iteration < 100_000
+
+
+def test_ctrl_c_stops_a_comparison_and_says_how_to_go_on() -> None:
+    command = [*COMMAND, "compare", "rings", "--grid", "--jobs=2", "--folder=c", *TINY]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(Path("c/stanley-threshold0.03-step0.1-noise0.15-seed0/config.json"), process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == (
+        "stanley-fast: stopped; the runs so far are in c. Go on: the same command and --resume"
+    )
 
 
 def test_killed_five_times_and_resumed_it_is_the_same_run() -> None:

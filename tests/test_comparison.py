@@ -24,14 +24,14 @@ STANLEY, LANGEVIN = (
 )
 
 
-def cell(config: ToyConfig, *shares: float | None) -> Cell:
-    """A cell whose runs ended with these shares on a ring; None diverged after iteration 2."""
+def cell(config: ToyConfig, *distances: float | None) -> Cell:
+    """A cell whose runs ended at these distances; None diverged after iteration 2."""
     made = []
-    for share in shares:
-        figures = {2: {"ring_share": 0.5, "ring_share_floor": 0.99}}
-        if share is not None:
-            figures[4] = {"ring_share": share, "ring_share_floor": 0.99}
-        made.append(Run(Path("nowhere"), figures, 3 if share is None else None))
+    for distance in distances:
+        figures = {2: {"histogram_tv": 0.5, "histogram_tv_floor": 0.99}}
+        if distance is not None:
+            figures[4] = {"histogram_tv": distance, "histogram_tv_floor": 0.99}
+        made.append(Run(Path("nowhere"), figures, 3 if distance is None else None))
     return Cell(config, tuple(made))
 
 
@@ -70,20 +70,20 @@ def test_summary_is_mean_and_sd_over_the_runs_that_came_so_far() -> None:
         "iteration": 4,
         "runs": 3,
         "diverged": 0,
-        "ring_share": pytest.approx(0.8),
-        "ring_share_sd": pytest.approx(0.1),
-        "ring_share_floor": pytest.approx(0.99),
+        "histogram_tv": pytest.approx(0.8),
+        "histogram_tv_sd": pytest.approx(0.1),
+        "histogram_tv_floor": pytest.approx(0.99),
     }
-    assert (langevin["runs"], langevin["diverged"], langevin["ring_share"]) == (1, 1, 0.6)
-    assert "ring_share_sd" not in langevin
+    assert (langevin["runs"], langevin["diverged"], langevin["histogram_tv"]) == (1, 1, 0.6)
+    assert "histogram_tv_sd" not in langevin
     assert (none["runs"], none["diverged"]) == (0, 1)
-    assert "ring_share" not in none
-    assert [row["ring_share"] for row in comparison.summary(cells, 2)] == [0.5, 0.5, 0.5]
+    assert "histogram_tv" not in none
+    assert [row["histogram_tv"] for row in comparison.summary(cells, 2)] == [0.5, 0.5, 0.5]
 
 
 def test_table_marks_diverged_cells() -> None:
     lines = comparison.table([cell(STANLEY, 0.9, 0.8), cell(LANGEVIN, 0.6, None)]).splitlines()
-    assert lines[0].split() == ["sampler", "threshold", "step", "size", "noise", "ring_share"]
+    assert lines[0].split() == ["sampler", "threshold", "step", "size", "noise", "histogram_tv"]
     assert lines[1].split() == ["stanley", "0.1", "1", "0.15", "0.850", "±", "0.071"]
     assert lines[2].split() == ["langevin", "0.14", "0.15", "0.600", "1", "of", "2", "diverged"]
     assert lines[3].split() == ["true", "samples", "0.990"]
@@ -95,28 +95,47 @@ def test_table_when_everything_diverged() -> None:
 
 
 def test_best_prefers_cells_without_divergence() -> None:
-    fine, finer, broken = cell(STANLEY, 0.7, 0.9), cell(STANLEY, 0.85), cell(STANLEY, 0.99, None)
+    fine, finer, broken = cell(STANLEY, 0.7, 0.9), cell(STANLEY, 0.75), cell(STANLEY, 0.1, None)
     assert comparison.best([fine, finer, broken]) is finer
     assert comparison.best([broken, cell(STANLEY, None, None)]) is broken
 
 
-def test_heat_map_has_noise_down_and_threshold_or_step_size_across(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def heats(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) -> list[plots.Heat]:
+    """What the heat map of these cells draws."""
     drawn: list[plots.Heat] = []
-    monkeypatch.setattr(plots, "heat_map", lambda path, quantity, heats: drawn.extend(heats))
-    configs = comparison.grid([STANLEY, LANGEVIN], (0.2, 0.1), (1.0,), (0.3, 0.15))
-    shares = (0.91, 0.92, 0.93, None, 0.95, 0.96)
-    cells = [cell(c, share) for c, share in zip(configs, shares, strict=True)]
-    comparison.draw_heat_map(cells, tmp_path / "h.png")
-    stanley, langevin = drawn
-    assert (stanley.title, langevin.title) == ("STANLEY, step size 1", "Langevin")
-    assert stanley.rows == ("noise scale", ["0.15", "0.3"])
-    assert stanley.columns == ("threshold", ["0.1", "0.2"])
-    want = torch.tensor([[math.nan, 0.92], [0.93, 0.91]])
-    torch.testing.assert_close(stanley.values, want, equal_nan=True)
-    assert langevin.columns == ("step size", ["1"])
-    torch.testing.assert_close(langevin.values, torch.tensor([[0.96], [0.95]]))
+    monkeypatch.setattr(plots, "heat_map", lambda path, quantity, panels: drawn.extend(panels))
+    comparison.draw_heat_map(cells, Path("nowhere"))
+    return drawn
+
+
+def test_heat_map_has_a_panel_per_noise_scale_or_noise_scale_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    configs = comparison.grid([STANLEY, LANGEVIN], (0.2, 0.1), (1.0, 0.5), (0.3, 0.15))
+    cells = [cell(c, 0.90 + 0.005 * i) for i, c in enumerate(configs)]
+    more, less, langevin = heats(cells, monkeypatch)
+    assert [h.title for h in (more, less, langevin)] == [
+        "STANLEY, noise scale 0.3",
+        "STANLEY, noise scale 0.15",
+        "Langevin",
+    ]
+    assert more.rows == ("threshold", ["0.1", "0.2"])
+    assert langevin.rows == ("noise scale", ["0.15", "0.3"])
+    assert more.columns == langevin.columns == ("step size", ["0.5", "1"])
+    torch.testing.assert_close(more.values, torch.tensor([[0.93, 0.92], [0.91, 0.90]]))
+    torch.testing.assert_close(langevin.values, torch.tensor([[0.955, 0.945], [0.95, 0.94]]))
+    # The best of STANLEY's eight cells and of Langevin's four.
+    assert [h.outlined for h in (more, less, langevin)] == [(1, 1), None, (1, 1)]
+
+
+def test_heat_map_counts_divergences_apart_from_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    fine, some, none = comparison.grid([LANGEVIN], (), (0.1, 0.2, 0.3))
+    cells = [cell(fine, 0.7, 0.8), cell(some, None, 0.9), cell(none, None, None)]
+    (heat,) = heats(cells, monkeypatch)
+    want = torch.tensor([[0.75, 0.9, math.nan]])
+    torch.testing.assert_close(heat.values, want, equal_nan=True)
+    assert heat.diverged.tolist() == [[0, 1, 2]]
+    assert (heat.seeds, heat.outlined) == (2, (0, 0))
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +154,9 @@ def test_a_comparison_leaves_its_files(compared: tuple[Path, list[Cell]]) -> Non
         rows = list(csv.DictReader(file))
     stanley = [row for row in rows if row["sampler"] == "stanley"]
     assert [(row["iteration"], row["runs"]) for row in stanley] == [("2", "2"), ("4", "2")]
-    assert all(float(row["ring_share_sd"]) > 0 for row in stanley)
+    assert all(float(row["histogram_tv_sd"]) > 0 for row in stanley)
     langevin = [row for row in rows if row["sampler"] == "langevin"]
-    assert [(row["runs"], row["diverged"], row["ring_share"]) for row in langevin] == [
+    assert [(row["runs"], row["diverged"], row["histogram_tv"]) for row in langevin] == [
         ("0", "2", "")
     ] * 2
 

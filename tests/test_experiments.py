@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from stanley_fast.experiments import SAMPLERS, TARGETS, SettingsError, ToyConfig, preset
+from stanley_fast import keys
+from stanley_fast.chain import sample
+from stanley_fast.experiments import SAMPLERS, TARGETS, SettingsError, ToyConfig, exact, preset
 from stanley_fast.samplers import Langevin, Stanley
 
 RINGS = preset("rings", "stanley")
@@ -20,6 +22,31 @@ LANGEVIN = preset("rings", "langevin")
 def test_every_preset_exists(target: Any, sampler: Any, name: Any) -> None:
     config = preset(target, sampler, name)
     assert (config.target, config.sampler, config.seed) == (target, sampler, 0)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_exact_settings_sample_the_target(target: Any, sampler: Any) -> None:
+    config, density = exact(target, sampler), TARGETS[target]()
+    truth = density.sample(4000, keys.key(0))
+    chain = sample(density, truth, config.make_sampler(), 100, key=keys.key(1))
+    # From true samples on they stay: the mean log-density within 5 standard errors and the step's
+    # bias, of the order of step_size * curvature / 4 = 0.01 / 0.15^2 / 4 for each of 2 coordinates.
+    found, want = density(chain.z), density(truth)
+    error = 5 * float((want.var() / len(want)) ** 0.5)
+    assert abs(float(found.mean() - want.mean())) < error + 2 * 0.01 / 0.15**2 / 4
+    assert (config.sampler, config.temperature) == (sampler, 1.0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_grids_name_settings_and_surround_the_tuned_ones(sampler: Any) -> None:
+    method = SAMPLERS[sampler]
+    assert set(method.grid) == {*method.tuned, "noise_scale"}
+    for name, value in (method.tuned | {"noise_scale": 0.15}).items():
+        assert min(method.grid[name]) < value <= max(method.grid[name])
+        assert value in method.grid[name]
+        for other in method.grid[name]:
+            dataclasses.replace(preset("rings", sampler), **{name: other})
 
 
 def test_paper_presets_are_the_papers_rings() -> None:

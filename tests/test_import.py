@@ -28,7 +28,7 @@ LAYERS = [
     {"doctor", "energies", "samplers"},
     {"metrics", "fusion"},
     {"chain"},
-    {"plots", "starts"},
+    {"diagnostics", "plots", "starts"},
     {"trainer", "recipes"},
     {"experiments"},
     {"runs"},
@@ -38,7 +38,18 @@ LAYERS = [
     {"__main__"},
 ]
 LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}
-HEAVY = ["matplotlib", "tensorboard", "tqdm", "tyro", "triton", "pandas", "scipy", "torchvision"]
+HEAVY = [
+    "arviz_stats",
+    "matplotlib",
+    "tensorboard",
+    "tqdm",
+    "tyro",
+    "triton",
+    "pandas",
+    "scipy",
+    "torchvision",
+    "xarray",
+]
 
 
 def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:

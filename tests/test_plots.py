@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -73,21 +74,58 @@ def test_loss_curve(tmp_path: Path, n: int) -> None:
     picture(tmp_path / "loss.png")
 
 
-def test_heat_map_leaves_diverged_cells_white(tmp_path: Path) -> None:
-    for name, value in (("fine.png", 0.95), ("diverged.png", math.nan)):
-        values = torch.tensor([[0.95, value], [0.95, 0.95]])
-        panel = Heat("STANLEY", ("step size", ["0.5", "1"]), ("threshold", ["0.1", "0.2"]), values)
-        plots.heat_map(tmp_path / name, "share on a ring", [panel, panel])
-    white = [
-        (picture(tmp_path / name) == 1).all(axis=2).mean() for name in ("fine.png", "diverged.png")
-    ]
-    assert white[1] > white[0] + 0.05  # two of eight cells
+def heat(values: list[list[float]], diverged: list[list[int]], **more: Any) -> Heat:
+    names = [[str(i) for i in range(n)] for n in (len(values), len(values[0]))]
+    axes = ("threshold", names[0]), ("step size", names[1])
+    return Heat("STANLEY", *axes, torch.tensor(values), torch.tensor(diverged), 3, **more)
+
+
+def white(path: Path) -> float:
+    """The share of white pixels."""
+    return float((picture(path) == 1).all(axis=2).mean())
+
+
+def test_heat_map_leaves_cells_white_where_all_diverged(tmp_path: Path) -> None:
+    shares = []
+    for name, value, count in (("fine", 0.95, 0), ("some", 0.95, 2), ("all", math.nan, 3)):
+        panel = heat([[0.9, value], [0.95, 0.95]], [[0, count], [0, 0]])
+        plots.heat_map(tmp_path / f"{name}.png", "distance", [panel, panel])
+        shares.append(white(tmp_path / f"{name}.png"))
+    fine, some, everything = shares
+    assert some == pytest.approx(fine, abs=0.01)  # a line of text
+    assert everything > fine + 0.05  # two of eight cells, less their hatching
+
+
+def test_heat_map_outlines_a_cell(tmp_path: Path) -> None:
+    accent = np.array([int(plots.ACCENT[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    found = []
+    for outlined in (None, (1, 0)):
+        panel = heat([[0.9, 0.95], [0.92, 0.95]], [[0, 0], [0, 0]], outlined=outlined)
+        plots.heat_map(tmp_path / "h.png", "distance", [panel])
+        near = np.abs(picture(tmp_path / "h.png")[..., :3] - accent).max(axis=2) < 0.02
+        found.append(np.argwhere(near))
+    assert len(found[0]) == 0
+    lower, left = found[1].mean(axis=0) / picture(tmp_path / "h.png").shape[:2]
+    assert lower > 0.5 > left
+
+
+@pytest.mark.parametrize("panels", [1, 2, 3, 5])
+def test_heat_map_takes_any_number_of_panels(tmp_path: Path, panels: int) -> None:
+    shapes = [heat([[0.9] * (i + 1)] * 2, [[0] * (i + 1)] * 2) for i in range(panels)]
+    plots.heat_map(tmp_path / "h.png", "distance", shapes)
+    picture(tmp_path / "h.png")
 
 
 def test_heat_map_of_nothing_but_divergence(tmp_path: Path) -> None:
-    panel = Heat("Langevin", ("noise", ["1"]), ("step size", ["1"]), torch.tensor([[math.nan]]))
-    plots.heat_map(tmp_path / "h.png", "share on a ring", [panel])
+    plots.heat_map(tmp_path / "h.png", "distance", [heat([[math.nan]], [[3]])])
     assert (tmp_path / "h.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("chains", [1, 20])
+def test_traces(tmp_path: Path, chains: int) -> None:
+    draws = torch.randn(50, chains, 3, generator=torch.Generator().manual_seed(0))
+    plots.traces(tmp_path / "t.png", draws, torch.ones(50, 3), keep_every=2)
+    picture(tmp_path / "t.png")
 
 
 def test_pyplot_is_left_alone() -> None:

@@ -2,75 +2,161 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+from torch import Tensor
 
-from stanley_fast import keys, metrics, plots, runs
+from stanley_fast import diagnostics, keys, metrics, plots, runs
+from stanley_fast.chain import LogDensity
 from stanley_fast.commands.common import given, print_figures, unset
-from stanley_fast.experiments import TARGETS, SamplerName, SettingsError, ToyConfig, preset
+from stanley_fast.experiments import (
+    TARGETS,
+    SamplerName,
+    SettingsError,
+    ToyConfig,
+    exact,
+    preset,
+)
 
 
 @dataclass
 class Sample:
-    """Draw samples from a trained model.
+    """Draw samples from a trained model, or from a target itself.
 
     Leaves samples.npy, an array (n, 2), and samples.png in its folder; prints how good they are.
+    With diagnostics also trace.png, and prints how well the chains mixed.
     """
 
-    checkpoint: Path
-    """What `train` left: its folder, or a checkpoint in it."""
+    source: str
+    """What to sample: the folder that `train` left, a checkpoint in it, or a target itself: rings
+    or gmm."""
     n: int = 10_000
-    """How many samples."""
-    steps: Annotated[int | None, unset("as in training")] = None
-    """Transitions per chain (K), 50 to 500."""
-    sampler: Annotated[SamplerName | None, unset("as in training")] = None
+    """How many samples: the last states of as many chains."""
+    steps: Annotated[int | None, unset("as in training; 500 for a target")] = None
+    """Transitions per chain (K), burn-in among them; 50 to 500."""
+    sampler: Annotated[SamplerName | None, unset("as in training; stanley for a target")] = None
     """stanley or langevin. The other one than in training comes with its tuned settings."""
-    threshold: Annotated[float | None, unset("as in training")] = None
-    """Of STANLEY: gradients beyond it get a smaller stepsize; 0.01 to 1."""
-    step_size: Annotated[float | None, unset("as in training")] = None
+    threshold: Annotated[float | None, unset("as in training; the sampler's for a target")] = None
+    """Of STANLEY: gradients beyond it get a smaller stepsize; 0.01 to 1, for a target 1 to 30."""
+    step_size: Annotated[float | None, unset("as in training; 0.01 for a target")] = None
     """Stepsize, STANLEY's largest; 0.01 to 1."""
-    noise_scale: Annotated[float | None, unset("as in training")] = None
+    noise_scale: Annotated[float | None, unset("as in training; 1 for a target")] = None
     """Multiplies the chain's noise, 0 to 1."""
     start_scale: Annotated[float | None, unset("as in training")] = None
     """Standard deviation of the noise that chains start at."""
+    diagnostics: bool = False
+    """Keep the states after burn-in as draws; report R-hat, effective sample sizes, Monte Carlo
+    errors and autocorrelation. Any of the next three options does so too."""
+    burn_in: Annotated[int | None, unset("half the steps")] = None
+    """Transitions before the first draw is kept."""
+    keep_every: Annotated[int | None, unset("1")] = None
+    """Transitions from one draw to the next."""
+    inference_data: Annotated[Path | None, unset("none")] = None
+    """Write the draws to this netCDF file (.nc) too, as ArviZ's InferenceData."""
     seed: int = 0
     """Decides the samples."""
-    folder: Annotated[Path | None, unset("samples, beside the checkpoint")] = None
+    folder: Annotated[Path | None, unset("samples, beside the checkpoint or in runs/TARGET")] = None
     """Where to leave them."""
 
     def run(self) -> None:
         if self.n < 1:
             raise SettingsError(f"n must be 1 or more, got {self.n}")
-        learned = runs.load_learned(self.checkpoint)
-        config = self._config(learned.config)
+        source = self._source()
+        f, config = source.f, source.config
+        burn_in, keep_every = self._draws(config.steps)
         sample_key, truth_key = keys.split(keys.key(config.seed), 2)
-        samples = runs.generate(learned.f, config, self.n, sample_key)
-        beside = self.checkpoint if self.checkpoint.is_dir() else self.checkpoint.parent
-        folder = self.folder or beside / "samples"
+        trace = None
+        if burn_in is None:
+            samples = runs.generate(f, config, self.n, sample_key)
+        else:
+            chain = runs.draw(f, config, self.n, sample_key, burn_in=burn_in, keep_every=keep_every)
+            samples, trace = chain.z, chain.trace
+        folder = self.folder or source.folder
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "samples.npy", samples.numpy())
         target = TARGETS[config.target]()
         panels = {
             "true density": metrics.grid_density(target, target.extent),
-            "learned density": runs.learned_density(learned.f, learned.config),
+            **source.learned,
             f"{self.n} samples": plots.sample_density(samples, target.extent),
         }
         plots.densities(folder / "samples.png", panels)
-        print(f"{self.n} samples after {learned.iteration} iterations, by {config.title}:")
+        print(f"{self.n} samples {source.what}, by {config.title}:")
         print_figures(metrics.quality(target, samples, truth_key))
-        print(f"Left {folder / 'samples.npy'} and {folder / 'samples.png'}")
+        left = [folder / "samples.npy", folder / "samples.png"]
+        if trace is not None:
+            print(f"After a burn-in of {burn_in} transitions, {keep_every} from draw to draw:")
+            left += self._diagnose(trace, keep_every, folder)
+        print(f"Left {', '.join(map(str, left[:-1]))} and {left[-1]}")
 
-    def _config(self, trained: ToyConfig) -> ToyConfig:
-        """The training's settings with the user's; another sampler comes with its tuned ones."""
-        if self.sampler not in (None, trained.sampler):
-            other = preset(trained.target, self.sampler)
-            trained = replace(
-                trained,
+    def _source(self) -> _Source:
+        """What to sample; of a trained model by the training's settings with the user's."""
+        if self.source in TARGETS:
+            config = replace(exact(self.source, self.sampler or "stanley"), **given(self))
+            folder = Path("runs", self.source, "samples")
+            return _Source(TARGETS[self.source](), config, f"of the true {self.source}", {}, folder)
+        path = Path(self.source)
+        model = runs.load_learned(path)
+        config = model.config
+        if self.sampler not in (None, config.sampler):  # comes with its tuned settings
+            other = preset(config.target, self.sampler)
+            config = replace(
+                config,
                 sampler=other.sampler,
                 threshold=other.threshold,
                 step_size=other.step_size,
             )
-        return replace(trained, **given(self))
+        return _Source(
+            model.f,
+            replace(config, **given(self)),
+            f"after {model.iteration} iterations",
+            {"learned density": runs.learned_density(model.f, model.config)},
+            (path if path.is_dir() else path.parent) / "samples",
+        )
+
+    def _draws(self, steps: int) -> tuple[int | None, int]:
+        """Burn-in, None where nobody asked for diagnostics, and transitions from draw to draw."""
+        asked = (self.burn_in, self.keep_every, self.inference_data)
+        if not self.diagnostics and asked == (None, None, None):
+            return None, 1
+        diagnostics.require()
+        burn_in = steps // 2 if self.burn_in is None else self.burn_in
+        keep_every = 1 if self.keep_every is None else self.keep_every
+        for name, value, least in (("burn_in", burn_in, 0), ("keep_every", keep_every, 1)):
+            if value < least:
+                raise SettingsError(f"{name} must be {least} or more, got {value}")
+        if (steps - burn_in) // keep_every < diagnostics.MIN_DRAWS:
+            raise SettingsError(
+                f"diagnostics need {diagnostics.MIN_DRAWS} draws or more, got {steps} steps with "
+                f"burn_in {burn_in} and keep_every {keep_every}"
+            )
+        if self.inference_data is not None and self.inference_data.suffix != ".nc":
+            raise SettingsError(f"inference_data must end in .nc, got {self.inference_data}")
+        return burn_in, keep_every
+
+    def _diagnose(self, trace: Tensor, keep_every: int, folder: Path) -> list[Path]:
+        """Prints the summary; the files it left."""
+        print(diagnostics.text(diagnostics.summary(trace)))
+        left = [folder / "trace.png"]
+        plots.traces(left[0], trace, diagnostics.autocorrelation(trace), keep_every)
+        if self.inference_data is not None:
+            self.inference_data.parent.mkdir(parents=True, exist_ok=True)
+            data = diagnostics.to_inference_data(trace)
+            data.to_netcdf(self.inference_data, engine="h5netcdf")
+            left.append(self.inference_data)
+        return left
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A log-density, how its chains run, what it is, its picture, and where its samples go."""
+
+    f: LogDensity
+    config: ToyConfig
+    what: str
+    learned: Mapping[str, Tensor]
+    folder: Path
