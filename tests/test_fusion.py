@@ -114,7 +114,7 @@ def test_surroundings_that_do_not_fit() -> None:
     with Counts():
         assert "a dispatch mode" in run()
     with sf.use_backend("reference"):
-        assert "the backend is not cpp" in run()
+        assert "the backend is reference" in run()
     assert (
         "not in one kernel, because fused=False"
         in sample(f, z0, Stanley(0.1), 1, key=KEY, fused=False).rung
