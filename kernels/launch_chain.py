@@ -16,11 +16,9 @@ from stanley_fast.kernels.launch import Step, _arguments, _numbers, _validate
 
 LAYERS, LARGEST_INPUT, LARGEST_WIDTH = (2, 8), 16, 128
 
-# 4 chains in a program make a step short, 16 take a third fewer instructions for each chain. From
-# MANY on there are more programs of 4 than a large GPU holds at once.
-FEW_CHAINS, MANY_CHAINS, MANY = 4, 16, 2048
+CHAINS = 8  # in a program of WARPS: two sums for each thread of a layer 64 wide
 WARPS = 8
-INTERPRETED_CHAINS = 128
+INTERPRETED_CHAINS = 128  # a step takes the interpreter as long for many chains as for one
 
 
 def mlp_chain(z: Tensor, weights: list[Tensor], biases: list[Tensor], activation: str,
@@ -32,9 +30,9 @@ def mlp_chain(z: Tensor, weights: list[Tensor], biases: list[Tensor], activation
     s = Step(z, gamma, threshold, step_size, key, step, noise_scale, lo, hi, script, first, total)
     total = _validate(z, s)
     _check_chain(z, steps, threshold, step_size, grad_clamp)
-    size = chains_per_program(len(z))
-    if triton.knobs.runtime.interpret:  # a step takes it as long for many chains as for one
-        size = max(size, min(INTERPRETED_CHAINS, triton.next_power_of_2(len(z))))
+    size = CHAINS
+    if triton.knobs.runtime.interpret:
+        size = min(INTERPRETED_CHAINS, triton.next_power_of_2(max(1, len(z))))
     programs = triton.cdiv(len(z), size)
     out = torch.empty_like(z, memory_format=torch.contiguous_format)
     sums = z.new_empty((4, steps, programs)) if record else None
@@ -57,11 +55,7 @@ def mlp_chain(z: Tensor, weights: list[Tensor], biases: list[Tensor], activation
     return out, z.new_empty((4, 0)) if sums is None else _means(sums, z)
 
 
-def chains_per_program(chains: int) -> int:
-    return FEW_CHAINS if chains < MANY else MANY_CHAINS
-
-
-def memory(widths: tuple[int, ...], chains: int, dtype: torch.dtype) -> int:
+def memory(widths: tuple[int, ...], dtype: torch.dtype) -> int:
     """Bytes of shared memory that a program takes: the weights, and the inputs of a layer.
 
     widths: of each layer's inputs. In float64 Triton keeps the weights once for each direction.
@@ -69,7 +63,7 @@ def memory(widths: tuple[int, ...], chains: int, dtype: torch.dtype) -> int:
     sizes = _padded(widths)
     weights = sum(math.prod(pair) for pair in pairwise(sizes))
     copies = 2 if dtype == torch.float64 else 1
-    return dtype.itemsize * (copies * weights + chains_per_program(chains) * max(sizes))
+    return dtype.itemsize * (copies * weights + CHAINS * max(sizes))
 
 
 def most_memory(device: torch.device) -> int:

@@ -147,7 +147,7 @@ def _check_memory(widths: tuple[int, ...], z0: Tensor) -> None:
     """That the weights fit into a GPU's shared memory."""
     from stanley_fast.kernels import launch_chain  # imports Triton
 
-    needed = launch_chain.memory(widths, len(z0), z0.dtype)
+    needed = launch_chain.memory(widths, z0.dtype)
     most = launch_chain.most_memory(z0.device)
     _require(
         needed <= most,
