@@ -8,6 +8,9 @@ All sums on the way to z are tl.dot's, one multiply-add after the other in float
 same bits whatever CHAINS is. (A product summed by tl.sum may become a TF32 product in Triton.)
 """
 
+# mypy: disable-error-code="assignment"
+# The tuples below grow layer by layer, while Triton unrolls the loops.
+
 from __future__ import annotations
 
 import triton
@@ -57,7 +60,7 @@ def activated(x, slope, SILU: tl.constexpr):
 
 @triton.jit
 def gradient(z, w, b, slope, WIDTHS: tl.constexpr, PADDED: tl.constexpr, SILU: tl.constexpr):
-    """df/dz, and the last hidden layer. The derivatives by_x are kept from the forward pass."""
+    """df/dz, and f, which costs nothing where it is not used. Keeps by_x from the forward pass."""
     x, kept = z, ()
     for i in tl.static_range(len(WIDTHS) - 1):
         x = tl.dot(x, tl.trans(w[i]), input_precision="ieee", out_dtype=z.dtype) + b[i][None, :]
@@ -65,10 +68,11 @@ def gradient(z, w, b, slope, WIDTHS: tl.constexpr, PADDED: tl.constexpr, SILU: t
         if WIDTHS[i + 1] < PADDED[i + 1]:  # an infinite input makes NaN of the padding
             x = tl.where((tl.arange(0, PADDED[i + 1]) < WIDTHS[i + 1])[None, :], x, 0.0)
         kept += (by_x,)
+    f = tl.sum(x * w[len(WIDTHS) - 1][None, :], axis=1, keep_dims=True) + b[len(WIDTHS) - 1]
     grad = kept[len(WIDTHS) - 2] * w[len(WIDTHS) - 1][None, :]
     for i in tl.static_range(len(WIDTHS) - 2, 0, -1):
         grad = tl.dot(grad, w[i], input_precision="ieee", out_dtype=z.dtype) * kept[i - 1]
-    return tl.dot(grad, w[0], input_precision="ieee", out_dtype=z.dtype), x
+    return tl.dot(grad, w[0], input_precision="ieee", out_dtype=z.dtype), f
 
 
 @triton.jit
@@ -85,7 +89,7 @@ def normals_at(seed, block, lane, T: tl.constexpr):
 
 @triton.jit
 def store_sums(sums, k, steps, grad, f, gamma, step_size, live, alive):
-    """This program's sums of |grad|, f, the stepsize and where it is largest: (4, steps, programs)."""
+    """This program's sums of |grad|, f, stepsize and where it is largest: (4, steps, programs)."""
     at, row = sums + k * tl.num_programs(0) + tl.program_id(0), steps * tl.num_programs(0)
     tl.store(at, tl.sum(tl.where(live, tl.abs(grad), 0.0)))
     tl.store(at + row, tl.sum(tl.where(alive, f, 0.0)))
@@ -125,7 +129,7 @@ def mlp_chain_kernel(
     SHIFT: tl.constexpr,
     CHAINS: tl.constexpr,
 ):
-    """z <- z + gamma / 2 * grad f(z) + sqrt(gamma) * noise_scale * xi within [lo, hi], `steps` times.
+    """`steps` times z <- z + gamma / 2 * grad f(z) + sqrt(gamma) * noise_scale * xi in [lo, hi].
 
     A chain that met a NaN or infinity ends as NaN. `sums` is None where nothing is recorded.
 
@@ -152,11 +156,9 @@ def mlp_chain_kernel(
     lane = (element + SHIFT) & 3
     block += tl.load(key + 1) + ((element + SHIFT) >> 2)
     for k in range(steps):
-        grad, hidden = gradient(x, w, b, slope, WIDTHS, PADDED, SILU)
+        grad, f = gradient(x, w, b, slope, WIDTHS, PADDED, SILU)
         rate = gamma_of(grad, threshold, step_size) if gamma is None else given
         if sums is not None:
-            last: tl.constexpr = len(WIDTHS) - 1
-            f = tl.sum(hidden * w[last][None, :], axis=1, keep_dims=True) + b[last]
             store_sums(sums, k, steps, grad, f, rate, step_size, live, alive)
         watch += (x - x) + (grad - grad)
         grad = tl.clamp(grad, -grad_clamp, grad_clamp, propagate_nan=tl.PropagateNan.ALL)

@@ -49,7 +49,7 @@ def mlp_chain(z: Tensor, weights: list[Tensor], biases: list[Tensor], activation
                 chains=len(z), steps=steps, blocks_per_step=(total + 3) // 4,
                 **given, **_numbers(z, slope=slope, grad_clamp=grad_clamp),
                 T=tl.float64 if z.dtype == torch.float64 else tl.float32,
-                WIDTHS=widths, PADDED=_padded(widths), SILU=activation == "silu",
+                WIDTHS=widths, PADDED=padded(widths), SILU=activation == "silu",
                 CHAINS=size, num_warps=WARPS,
             )  # fmt: skip
     return out, z.new_empty((4, 0)) if sums is None else _means(sums, z)
@@ -60,7 +60,7 @@ def memory(widths: tuple[int, ...], dtype: torch.dtype) -> int:
 
     widths: of each layer's inputs. In float64 Triton keeps the weights once for each direction.
     """
-    sizes = _padded(widths)
+    sizes = padded(widths)
     weights = sum(math.prod(pair) for pair in pairwise(sizes))
     copies = 2 if dtype == torch.float64 else 1
     return dtype.itemsize * (copies * weights + CHAINS * max(sizes))
@@ -75,7 +75,7 @@ def most_memory(device: torch.device) -> int:
     return int(most or properties.shared_memory_per_block)
 
 
-def _padded(widths: tuple[int, ...]) -> tuple[int, ...]:
+def padded(widths: tuple[int, ...]) -> tuple[int, ...]:
     """As tl.dot wants them."""
     return tuple(max(16, triton.next_power_of_2(width)) for width in widths)
 
