@@ -34,16 +34,30 @@ def load_matrix(base, n: tl.constexpr, k: tl.constexpr, N: tl.constexpr, K: tl.c
 
 
 @triton.jit
-def load_net(weights, biases, WIDTHS: tl.constexpr, PADDED: tl.constexpr):
-    """Weights and biases by layer; the last layer's weights as a vector, its bias as a number."""
-    w, b = (), ()
+def load_transposed(base, one, n: tl.constexpr, k: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+    """(k, n) of an (n, k) matrix, with zeros up to (K, N).
+
+    `one` is 1, which the compiler may not know: it would keep this copy in the order of memory, and
+    threads that read neighbours in n would all meet in one bank of shared memory.
+    """
+    row, column = tl.arange(0, K)[:, None], tl.arange(0, N)[None, :]
+    return tl.load(base + row * one + column * k, mask=(row < k) & (column < n), other=0.0)
+
+
+@triton.jit
+def load_net(weights, biases, one, WIDTHS: tl.constexpr, PADDED: tl.constexpr):
+    """By layer weights transposed, weights and biases; the last layer's a vector and a number."""
+    wt, w, b = (), (), ()
     for i in tl.static_range(len(WIDTHS) - 1):
+        wt += (
+            load_transposed(weights[i], one, WIDTHS[i + 1], WIDTHS[i], PADDED[i + 1], PADDED[i]),
+        )
         w += (load_matrix(weights[i], WIDTHS[i + 1], WIDTHS[i], PADDED[i + 1], PADDED[i]),)
         b += (load_vector(biases[i], WIDTHS[i + 1], PADDED[i + 1]),)
     last: tl.constexpr = len(WIDTHS) - 1
     w += (load_vector(weights[last], WIDTHS[last], PADDED[last]),)
     b += (tl.load(biases[last]),)
-    return w, b
+    return wt, w, b
 
 
 @triton.jit
@@ -59,11 +73,11 @@ def activated(x, slope, SILU: tl.constexpr):
 
 
 @triton.jit
-def gradient(z, w, b, slope, WIDTHS: tl.constexpr, PADDED: tl.constexpr, SILU: tl.constexpr):
+def gradient(z, wt, w, b, slope, WIDTHS: tl.constexpr, PADDED: tl.constexpr, SILU: tl.constexpr):
     """df/dz, and f, which costs nothing where it is not used. Keeps by_x from the forward pass."""
     x, kept = z, ()
     for i in tl.static_range(len(WIDTHS) - 1):
-        x = tl.dot(x, tl.trans(w[i]), input_precision="ieee", out_dtype=z.dtype) + b[i][None, :]
+        x = tl.dot(x, wt[i], input_precision="ieee", out_dtype=z.dtype) + b[i][None, :]
         x, by_x = activated(x, slope, SILU)
         if WIDTHS[i + 1] < PADDED[i + 1]:  # an infinite input makes NaN of the padding
             x = tl.where((tl.arange(0, PADDED[i + 1]) < WIDTHS[i + 1])[None, :], x, 0.0)
@@ -100,7 +114,7 @@ def store_sums(sums, k, steps, grad, f, gamma, step_size, live, alive):
 _NUMBERS = ["slope", "threshold", "step_size", "noise_scale", "grad_clamp", "lo", "hi"]
 
 
-@triton.jit(do_not_specialize=["chains", "steps", "block", "blocks_per_step", *_NUMBERS])
+@triton.jit(do_not_specialize=["chains", "steps", "block", "blocks_per_step", "one", *_NUMBERS])
 def mlp_chain_kernel(
     out,
     sums,
@@ -113,6 +127,7 @@ def mlp_chain_kernel(
     steps: tl.int64,
     block: tl.int64,
     blocks_per_step: tl.int64,
+    one: tl.int32,
     slope,
     threshold,
     step_size,
@@ -142,7 +157,7 @@ def mlp_chain_kernel(
     element = chain * WIDTHS[0] + column
     x = tl.load(z + element, mask=live, other=0.0)
     watch = tl.zeros_like(x)
-    w, b = load_net(weights, biases, WIDTHS, PADDED)
+    wt, w, b = load_net(weights, biases, one, WIDTHS, PADDED)
     slope, step_size, threshold = number(slope, T), number(step_size, T), number(threshold, T)
     grad_clamp, noise_scale = number(grad_clamp, T), number(noise_scale, T)
     if gamma is None:
@@ -156,7 +171,7 @@ def mlp_chain_kernel(
     lane = (element + SHIFT) & 3
     block += tl.load(key + 1) + ((element + SHIFT) >> 2)
     for k in range(steps):
-        grad, f = gradient(x, w, b, slope, WIDTHS, PADDED, SILU)
+        grad, f = gradient(x, wt, w, b, slope, WIDTHS, PADDED, SILU)
         rate = gamma_of(grad, threshold, step_size) if gamma is None else given
         if sums is not None:
             store_sums(sums, k, steps, grad, f, rate, step_size, live, alive)

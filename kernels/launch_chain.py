@@ -47,6 +47,7 @@ def mlp_chain(z: Tensor, weights: list[Tensor], biases: list[Tensor], activation
                 weights=tuple(weight.contiguous() for weight in weights),
                 biases=tuple(bias.contiguous() for bias in biases),
                 chains=len(z), steps=steps, blocks_per_step=(total + 3) // 4,
+                one=1,
                 **given, **_numbers(z, slope=slope, grad_clamp=grad_clamp),
                 T=tl.float64 if z.dtype == torch.float64 else tl.float32,
                 WIDTHS=widths, PADDED=padded(widths), SILU=activation == "silu",
@@ -58,12 +59,11 @@ def mlp_chain(z: Tensor, weights: list[Tensor], biases: list[Tensor], activation
 def memory(widths: tuple[int, ...], dtype: torch.dtype) -> int:
     """Bytes of shared memory that a program takes: the weights, and the inputs of a layer.
 
-    widths: of each layer's inputs. In float64 Triton keeps the weights once for each direction.
+    widths: of each layer's inputs. The weights are there once for each direction.
     """
     sizes = padded(widths)
     weights = sum(math.prod(pair) for pair in pairwise(sizes))
-    copies = 2 if dtype == torch.float64 else 1
-    return dtype.itemsize * (copies * weights + CHAINS * max(sizes))
+    return dtype.itemsize * (2 * weights + CHAINS * max(sizes))
 
 
 def most_memory(device: torch.device) -> int:

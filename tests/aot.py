@@ -71,7 +71,6 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "toy_recorded_chain": lambda z, gamma: chain(z, TOY, gamma=gamma[:1], record=True),
     "silu_chain": lambda z, gamma: chain(z, (3, 20, 12, 1), activation="silu"),
     "wide_chain": lambda z, gamma: chain(z, (16, 128, 128, 1)),
-    "widest_chain": lambda z, gamma: chain(z, (16, 128, 128, 128, 1)),
     "deep_chain": lambda z, gamma: chain(z, (2, *[64] * 7, 1)),
     # What must not happen, to see that it would be seen.
     "unaligned_step": lambda z, gamma: OPERATIONS["stanley_step"](z[1:], gamma[1:]),
@@ -115,7 +114,9 @@ def read(kernel: Any) -> dict[str, Any]:
     code = re.findall(r"/\*[0-9a-f]{4,}\*/ +(?:@!?\w+ +)?([A-Z]\w*(?:\.\w+)*)", dump("-sass"))
     count = Counter(op for op in code if op != "NOP")
     resources = {name.lower(): int(n) for name, n in used.items()}
-    return {**resources, "shared": kernel.metadata.shared, "code": count}
+    against = len(re.findall(r"swizzled_shared<.*order = \[0, 1\]", kernel.asm["ttgir"]))
+    shared = {"shared": kernel.metadata.shared, "read_against_the_order": against}
+    return {**resources, **shared, "code": count}
 
 
 if __name__ == "__main__":

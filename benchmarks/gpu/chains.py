@@ -179,7 +179,7 @@ def tile_sizes(rows: Rows, call: Callable[[], object], label: dict[str, Any]) ->
 
     chosen = launch_chain.CHAINS, launch_chain.WARPS
     try:
-        for pair in ((4, 4), (4, 8), (8, 8), (16, 8), (16, 16)):
+        for pair in ((4, 4), (4, 8), (8, 4), (8, 8), (16, 8), (16, 16)):
             launch_chain.CHAINS, launch_chain.WARPS = pair
             ms = median(call, "cuda") * 1e3
             rows.add("chain in one kernel, tiles", "", **label, tile=pair, ms=ms)
