@@ -1,8 +1,9 @@
 """Whole chains of a small MLP in one kernel: f, its gradient and the update, for all steps.
 
-A program takes CHAINS chains. Weights are read once and stay in shared memory, activations and the
-state in registers; memory sees z twice. Layers are padded with zeros to PADDED[l] >= WIDTHS[l]
-inputs, as tl.dot wants them, and the state with them: columns beyond WIDTHS[0] stay as they are.
+A program takes CHAINS chains. Weights are read once and stay in shared memory, in both orders:
+threads that read across the order would all meet in one bank. Activations and the state stay in registers;
+memory sees z twice. Layers are padded with zeros to PADDED[l] >= WIDTHS[l] inputs, as tl.dot wants
+them, and the state with them: its columns beyond WIDTHS[0] have no noise and no gradient.
 
 All sums on the way to z are tl.dot's, one multiply-add after the other in float32: a chain has the
 same bits whatever CHAINS is. (A product summed by tl.sum may become a TF32 product in Triton.)
@@ -34,24 +35,11 @@ def load_matrix(base, n: tl.constexpr, k: tl.constexpr, N: tl.constexpr, K: tl.c
 
 
 @triton.jit
-def load_transposed(base, one, n: tl.constexpr, k: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
-    """(k, n) of an (n, k) matrix, with zeros up to (K, N).
-
-    `one` is 1, which the compiler may not know: it would keep this copy in the order of memory, and
-    threads that read neighbours in n would all meet in one bank of shared memory.
-    """
-    row, column = tl.arange(0, K)[:, None], tl.arange(0, N)[None, :]
-    return tl.load(base + row * one + column * k, mask=(row < k) & (column < n), other=0.0)
-
-
-@triton.jit
-def load_net(weights, biases, one, WIDTHS: tl.constexpr, PADDED: tl.constexpr):
+def load_net(transposed, weights, biases, WIDTHS: tl.constexpr, PADDED: tl.constexpr):
     """By layer weights transposed, weights and biases; the last layer's a vector and a number."""
     wt, w, b = (), (), ()
     for i in tl.static_range(len(WIDTHS) - 1):
-        wt += (
-            load_transposed(weights[i], one, WIDTHS[i + 1], WIDTHS[i], PADDED[i + 1], PADDED[i]),
-        )
+        wt += (load_matrix(transposed[i], WIDTHS[i], WIDTHS[i + 1], PADDED[i], PADDED[i + 1]),)
         w += (load_matrix(weights[i], WIDTHS[i + 1], WIDTHS[i], PADDED[i + 1], PADDED[i]),)
         b += (load_vector(biases[i], WIDTHS[i + 1], PADDED[i + 1]),)
     last: tl.constexpr = len(WIDTHS) - 1
@@ -114,11 +102,12 @@ def store_sums(sums, k, steps, grad, f, gamma, step_size, live, alive):
 _NUMBERS = ["slope", "threshold", "step_size", "noise_scale", "grad_clamp", "lo", "hi"]
 
 
-@triton.jit(do_not_specialize=["chains", "steps", "block", "blocks_per_step", "one", *_NUMBERS])
+@triton.jit(do_not_specialize=["chains", "steps", "block", "blocks_per_step", *_NUMBERS])
 def mlp_chain_kernel(
     out,
     sums,
     z,
+    transposed,
     weights,
     biases,
     gamma,
@@ -127,7 +116,6 @@ def mlp_chain_kernel(
     steps: tl.int64,
     block: tl.int64,
     blocks_per_step: tl.int64,
-    one: tl.int32,
     slope,
     threshold,
     step_size,
@@ -157,7 +145,7 @@ def mlp_chain_kernel(
     element = chain * WIDTHS[0] + column
     x = tl.load(z + element, mask=live, other=0.0)
     watch = tl.zeros_like(x)
-    wt, w, b = load_net(weights, biases, one, WIDTHS, PADDED)
+    wt, w, b = load_net(transposed, weights, biases, WIDTHS, PADDED)
     slope, step_size, threshold = number(slope, T), number(step_size, T), number(threshold, T)
     grad_clamp, noise_scale = number(grad_clamp, T), number(noise_scale, T)
     if gamma is None:

@@ -44,10 +44,10 @@ def mlp_chain(z: Tensor, weights: list[Tensor], biases: list[Tensor], activation
         with torch.cuda.device_of(z):
             mlp_chain_kernel[(programs,)](
                 out=out, sums=sums,
+                transposed=tuple(weight.t().contiguous() for weight in weights[:-1]),
                 weights=tuple(weight.contiguous() for weight in weights),
                 biases=tuple(bias.contiguous() for bias in biases),
                 chains=len(z), steps=steps, blocks_per_step=(total + 3) // 4,
-                one=1,
                 **given, **_numbers(z, slope=slope, grad_clamp=grad_clamp),
                 T=tl.float64 if z.dtype == torch.float64 else tl.float32,
                 WIDTHS=widths, PADDED=padded(widths), SILU=activation == "silu",
