@@ -1,9 +1,10 @@
 """Whole chains of a small MLP in one kernel: f, its gradient and the update, for all steps.
 
 A program takes CHAINS chains. Weights are read once and stay in shared memory, in both orders:
-threads that read across the order would all meet in one bank. Activations and the state stay in registers;
-memory sees z twice. Layers are padded with zeros to PADDED[l] >= WIDTHS[l] inputs, as tl.dot wants
-them, and the state with them: its columns beyond WIDTHS[0] have no noise and no gradient.
+threads that read across the order would all meet in one bank. Activations and the state stay in
+registers; memory sees z twice. Layers are padded with zeros to PADDED[l] >= WIDTHS[l] inputs, as
+tl.dot wants them, and the state with them: its columns beyond WIDTHS[0] have no noise and no
+gradient.
 
 All sums on the way to z are tl.dot's, one multiply-add after the other in float32: a chain has the
 same bits whatever CHAINS is. (A product summed by tl.sum may become a TF32 product in Triton.)
