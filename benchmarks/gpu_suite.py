@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 # Seconds for one process of each part. Values run in a process per backend and dtype, several at a
 # time: on a GPU most of their time is Triton's compiler.
-LIMITS = {"correctness": 140, "large": 60, "graphs": 35, "timings": 130}
+LIMITS = {"correctness": 140, "large": 60, "graphs": 35, "chains": 60, "timings": 130}
 WHOLE = 465  # seconds for all
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -93,6 +93,8 @@ def main() -> int:
 def processes(part: str, backends: list[str]) -> list[Process]:
     if part == "timings":
         return [Process(part, "all", "all")]
+    if part == "chains":  # which only Triton has on a GPU
+        return [Process(part, "triton", "all")] if "triton" in backends else []
     dtypes = DTYPES if part == "correctness" else ("all",)
     return [Process(part, backend, dtype) for backend in backends for dtype in dtypes]
 
@@ -137,7 +139,7 @@ def start(args: argparse.Namespace, process: Process, deadline: float, rows_file
 def run_part(process: Process, device: str, rows_file: Path) -> None:
     """In the process of its own."""
     import torch
-    from gpu import correctness, graphs, large, timings
+    from gpu import chains, correctness, graphs, large, timings
     from gpu.rows import Rows
 
     import stanley_fast as sf
@@ -153,7 +155,7 @@ def run_part(process: Process, device: str, rows_file: Path) -> None:
         if part == "correctness":
             correctness.run(rows, backend, device, getattr(torch, dtype))
         else:
-            {"large": large, "graphs": graphs}[part].run(rows, backend, device)
+            {"large": large, "graphs": graphs, "chains": chains}[part].run(rows, backend, device)
 
 
 def save(facts: dict[str, Any], rows_file: Path) -> None:

@@ -98,7 +98,7 @@ def sample(
         compile: run torch.compile(f).
         graph: "auto" or False; no chain runs in a CUDA graph yet.
         fused: run the whole chain in one kernel, which reads f's weights: for an `MLPEnergy`, or an
-            nn.Sequential like it, on the CPU, with nothing asked per transition but `record`.
+            nn.Sequential like it, with nothing asked per transition but `record`.
             "auto" where possible; True insists.
         first, total: this call owns elements [first, first + z0.numel()) of a state of `total`.
             Batches sampled in parts, or by several processes, get the noise of the whole.

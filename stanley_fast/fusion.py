@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from stanley_fast.backends import select
+from stanley_fast.backends import backends, select
 from stanley_fast.energies import MLPEnergy
+from stanley_fast.library import COMPILED, TRITON
 from stanley_fast.samplers import Langevin, Sampler, Stanley
 
 LARGEST_INPUT, LARGEST_WIDTH, LAYERS = 16, 128, range(2, 9)
@@ -21,7 +22,8 @@ LARGEST_INPUT, LARGEST_WIDTH, LAYERS = 16, 128, range(2, 9)
 STATS = ("grad_abs", "log_density", "stepsize", "at_max_stepsize")
 """Rows of the kernel's statistics."""
 
-# Multiplications that one call does at most, a fraction of a second: Ctrl-C is heard in between.
+# Multiplications that one call does at most on the CPU, a fraction of a second: Ctrl-C is heard in
+# between. On a GPU the call returns at once.
 _WORK_PER_CALL = 5 * 10**9
 
 
@@ -56,7 +58,24 @@ def fit(f: object, z0: Tensor, sampler: Sampler, per_step: dict[str, bool]) -> N
     size = f"{len(widths)} layers, up to {max(widths)} wide"
     fits = len(widths) in LAYERS and min(widths) >= 1 and max(widths) <= LARGEST_WIDTH
     _require(fits, f"a net of {size}, is too big or empty")
+    if namespace(z0) == TRITON:
+        _check_memory((z0.shape[1], *widths[:-1]), z0)
     return net
+
+
+def namespace(z0: Tensor) -> str:
+    """Whose mlp_chain serves z0: the compiled library's on the CPU, Triton's on a GPU.
+
+    Raises:
+        Misfit: the backend in use has none.
+    """
+    backend = select(z0.device.type)
+    if backend == "cuda":  # which has steps; whole chains are Triton's on every GPU
+        reason = backends()["triton"]
+        _require(reason is None, f"whole chains on a GPU need Triton: {reason}")
+        backend = "triton"
+    _require(backend != "reference", "the backend is reference")
+    return TRITON if backend == "triton" else COMPILED
 
 
 def run(
@@ -77,12 +96,13 @@ def run(
     z, stats = z0.flatten(1), []
     if gamma is not None and gamma.dim() > 2:
         gamma = gamma.flatten(1)  # as z is
+    op = getattr(torch.ops, namespace(z0)).mlp_chain.default
     # Each weight is used forward and backward; 100 for the noise and the transition.
     work = 2 * len(z) * (sum(w.numel() for w in net.weights) + 100)
-    at_once = max(1, _WORK_PER_CALL // max(1, work))
+    at_once = max(1, _WORK_PER_CALL // max(1, work)) if z.is_cpu else max(1, steps)
     for k in range(0, max(1, steps), at_once):
         with torch._C._AutoDispatchBelowAutograd():
-            z, some = torch.ops.stanley_fast.mlp_chain.default(
+            z, some = op(
                 z, *net, gamma, key, k, min(at_once, steps - k), *_settings(sampler), first, total,
                 record,
             )  # fmt: skip
@@ -109,19 +129,31 @@ def _require(fits: bool, reason: str) -> None:
 
 
 def _check_surroundings(z0: Tensor) -> None:
-    _require(
-        z0.is_cpu and type(z0) in (Tensor, nn.Parameter), "z0 is not a plain tensor on the CPU"
-    )
+    plain = type(z0) in (Tensor, nn.Parameter) and (z0.is_cpu or z0.is_cuda)
+    _require(plain, "z0 is not a plain tensor on the CPU or a GPU")
     _require(z0.dtype in (torch.float32, torch.float64), f"z0 is {z0.dtype}")
-    _require(select("cpu") == "cpp", "the backend is not cpp")
+    namespace(z0)
     plain = (
         torch._C._functorch.maybe_current_level() is None
         and forward_ad._current_level < 0
         and not torch._C._len_torch_dispatch_stack()
-        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_autocast_enabled(z0.device.type)
         and not torch.compiler.is_compiling()
     )
     _require(plain, "torch.func, autocast, torch.compile or a dispatch mode is at work")
+
+
+def _check_memory(widths: tuple[int, ...], z0: Tensor) -> None:
+    """That the weights fit into a GPU's shared memory."""
+    from stanley_fast.kernels import launch_chain  # imports Triton
+
+    needed = launch_chain.memory(widths, z0.dtype)
+    most = launch_chain.most_memory(z0.device)
+    _require(
+        needed <= most,
+        f"its weights need {needed / 1024:.0f} KB of shared memory, of which there are "
+        f"{most / 1024:.0f}",
+    )
 
 
 def _check_sampler(sampler: Sampler) -> None:

@@ -39,7 +39,7 @@ _SCHEMAS = (
     "stepsize(Tensor grad, float threshold, float step_size) -> Tensor",
 )
 
-# Whole chains of a small net: on the CPU alone. Stepsizes are gamma's, or without it Eq. 4's. stats
+# Whole chains of a small net: no CUDA C++. Stepsizes are gamma's, or without it Eq. 4's. stats
 # is (4, steps), mean |grad|, f, stepsize and share at the largest one; (4, 0) unless record.
 _CHAIN = (
     "mlp_chain(Tensor z, Tensor[] weights, Tensor[] biases, str activation, float slope, "
@@ -53,7 +53,7 @@ _libraries = {name: torch.library.Library(name, "DEF") for name in (COMPILED, TR
 for _library in _libraries.values():
     for _schema in _SCHEMAS:
         _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
-_libraries[COMPILED].define(_CHAIN, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.define(_CHAIN, tags=(torch.Tag.pt2_compliant_tag,))
 
 
 # Shape inference ---------------------------------------------------------------------------------
@@ -157,12 +157,10 @@ def _(grad: Tensor, threshold: float, step_size: float) -> Tensor:
     return torch.empty_like(grad, dtype=checks.compute_dtype(grad.dtype))
 
 
-def _chain(z: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+@_fake("mlp_chain")
+def _(z: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     steps, record = rest[7], rest[-1]
     return z.new_empty(z.shape), z.new_empty(4, steps if record else 0)
-
-
-torch.library.register_fake(f"{COMPILED}::mlp_chain", _chain, lib=_libraries[COMPILED])
 
 
 # Autograd ----------------------------------------------------------------------------------------
@@ -236,7 +234,8 @@ def _never(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError("mlp_chain has no gradient; sample(backprop_steps=...) goes step by step")
 
 
-torch.library.register_autograd(f"{COMPILED}::mlp_chain", _never, lib=_libraries[COMPILED])
+for _namespace, _library in _libraries.items():
+    torch.library.register_autograd(f"{_namespace}::mlp_chain", _never, lib=_library)
 
 
 def refuse_grad() -> None:
@@ -282,14 +281,15 @@ for _namespace, _library in _libraries.items():
 
 def _triton_kernel(name: str) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
-        from stanley_fast.kernels import launch  # imports Triton, so not before it is used
+        # These import Triton, so not before it is used.
+        from stanley_fast.kernels import launch, launch_chain
 
-        return getattr(launch, name)(*args)
+        return getattr(launch_chain if name == "mlp_chain" else launch, name)(*args)
 
     return run
 
 
-for _schema in _SCHEMAS:
+for _schema in (*_SCHEMAS, _CHAIN):
     _name = _schema.partition("(")[0]
     for _device in ("CUDA", "CPU"):  # on the CPU: Triton's interpreter
         _libraries[TRITON].impl(_name, _triton_kernel(_name), _device)

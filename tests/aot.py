@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,11 +26,25 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from stanley_fast.kernels import launch
+from stanley_fast.kernels import launch, launch_chain
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 KEY = torch.zeros(2, dtype=torch.int64)
 PAPER, SCRIPT = ((0.5, -1.0, 1.0, script, 0, None) for script in (False, True))
+
+
+def chain(z: Tensor, widths: tuple[int, ...], **how: Any) -> None:
+    """mlp_chain of a net of these widths, like z."""
+    weights = [z.new_zeros(n_out, n_in) for n_in, n_out in pairwise(widths)]
+    biases = [z.new_zeros(n_out) for n_out in widths[1:]]
+    given = {"activation": "leaky_relu", "gamma": None, "record": False} | how
+    launch_chain.mlp_chain(
+        z.new_zeros(100, widths[0]), weights, biases, given["activation"], 0.05, given["gamma"],
+        KEY, 0, 100, 0.1, 1.0, 0.15, 1.0, -1.0, 1.0, False, 0, None, given["record"],
+    )  # fmt: skip
+
+
+TOY = (2, 32, 64, 64, 64, 1)
 
 # z, and a stepsize for each of its elements.
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
@@ -52,6 +67,11 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "normal": lambda z, gamma: launch.normal_(z, KEY, 0, 0, 0, None),
     "normal_from_lane_1": lambda z, gamma: launch.normal_(z, KEY, 0, 0, 1, 4000),
     "stepsize": lambda z, gamma: launch.stepsize(z, 1.0, 1.0),
+    "toy_chain": lambda z, gamma: chain(z, TOY),
+    "toy_recorded_chain": lambda z, gamma: chain(z, TOY, gamma=gamma[:1], record=True),
+    "silu_chain": lambda z, gamma: chain(z, (3, 20, 12, 1), activation="silu"),
+    "wide_chain": lambda z, gamma: chain(z, (16, 128, 128, 1)),
+    "deep_chain": lambda z, gamma: chain(z, (2, *[64] * 7, 1)),
     # What must not happen, to see that it would be seen.
     "unaligned_step": lambda z, gamma: OPERATIONS["stanley_step"](z[1:], gamma[1:]),
     "starved_step": lambda z, gamma: OPERATIONS["stanley_step"](z, gamma),
@@ -93,7 +113,10 @@ def read(kernel: Any) -> dict[str, Any]:
     used = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", dump("-res-usage")))
     code = re.findall(r"/\*[0-9a-f]{4,}\*/ +(?:@!?\w+ +)?([A-Z]\w*(?:\.\w+)*)", dump("-sass"))
     count = Counter(op for op in code if op != "NOP")
-    return {**{name.lower(): int(n) for name, n in used.items()}, "code": count}
+    resources = {name.lower(): int(n) for name, n in used.items()}
+    against = len(re.findall(r"swizzled_shared<.*order = \[0, 1\]", kernel.asm["ttgir"]))
+    shared = {"shared": kernel.metadata.shared, "read_against_the_order": against}
+    return {**resources, **shared, "code": count}
 
 
 if __name__ == "__main__":

@@ -213,4 +213,10 @@ def test_dry_run_of_one_part(compiled: None, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_dry_run(compiled: None, tmp_path: Path) -> None:
     found = dry_run(tmp_path)
-    assert {r["part"] for r in found["rows"]} >= {"correctness", "large", "graphs", "timings"}  # type: ignore[attr-defined]
+    assert {r["part"] for r in found["rows"]} >= {
+        "correctness",
+        "large",
+        "graphs",
+        "chains",
+        "timings",
+    }  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import stanley_fast as sf
+from stanley_fast import fusion
 from stanley_fast.chain import sample
 from stanley_fast.energies import MLPEnergy
 from stanley_fast.samplers import Stanley
@@ -114,14 +115,35 @@ def test_surroundings_that_do_not_fit() -> None:
     with Counts():
         assert "a dispatch mode" in run()
     with sf.use_backend("reference"):
-        assert "the backend is not cpp" in run()
+        assert "the backend is reference" in run()
     assert (
         "not in one kernel, because fused=False"
         in sample(f, z0, Stanley(0.1), 1, key=KEY, fused=False).rung
     )
 
 
+def test_whole_chains_of_the_cuda_backend_are_tritons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which backend serves a GPU does not matter; Triton must be there. Told so, without a GPU."""
+    z0, missing = torch.zeros(4, 2), {"triton": "Triton is not installed: pip install triton"}
+    monkeypatch.setattr(fusion, "select", lambda device: "cuda")
+    monkeypatch.setattr(fusion, "backends", lambda: {"triton": None})
+    assert fusion.namespace(z0) == "stanley_fast_triton"
+    monkeypatch.setattr(fusion, "backends", lambda: missing)
+    with pytest.raises(fusion.Misfit, match=r"whole chains on a GPU need Triton: .*pip install"):
+        fusion.namespace(z0)
+
+
 # The operation -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["stanley_fast", "stanley_fast_triton"])
+def mlp_chain(request: pytest.FixtureRequest, one_thread: None) -> Any:
+    """The operation of C++, and of Triton in its interpreter."""
+    if request.param == "stanley_fast_triton":
+        launch_chain = pytest.importorskip("stanley_fast.kernels.launch_chain")
+        if not launch_chain.triton.knobs.runtime.interpret:
+            pytest.skip("these tensors are on the CPU, where Triton needs its interpreter")
+    return getattr(torch.ops, request.param).mlp_chain.default
 
 
 def arguments(**changed: Any) -> list[Any]:
@@ -178,18 +200,18 @@ WRONG = [
 @pytest.mark.parametrize(
     ("changed", "message"), WRONG, ids=lambda x: x if isinstance(x, str) else ""
 )
-def test_wrong_arguments(changed: dict[str, Any], message: str) -> None:
+def test_wrong_arguments(mlp_chain: Any, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.stanley_fast.mlp_chain(*arguments(**changed))
+        mlp_chain(*arguments(**changed))
 
 
 @pytest.mark.parametrize("record", [False, True])
-def test_opcheck(record: bool) -> None:
-    torch.library.opcheck(torch.ops.stanley_fast.mlp_chain.default, arguments(record=record))
+def test_opcheck(mlp_chain: Any, record: bool) -> None:
+    torch.library.opcheck(mlp_chain, arguments(record=record, steps=1))
 
 
-def test_has_no_gradient() -> None:
-    z, _ = torch.ops.stanley_fast.mlp_chain(*arguments(z=torch.zeros(5, 2, requires_grad=True)))
+def test_has_no_gradient(mlp_chain: Any) -> None:
+    z, _ = mlp_chain(*arguments(z=torch.zeros(5, 2, requires_grad=True), steps=1))
     with pytest.raises(RuntimeError, match="mlp_chain has no gradient"):
         z.sum().backward()
 

@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
+launch_chain = pytest.importorskip("stanley_fast.kernels.launch_chain")
 
 ARCHES = [80, 90]
 SIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
@@ -54,13 +57,33 @@ SOME = [
     ("normal", "float32"),
     ("stepsize", "float32"),
 ]
+
+# Whole chains: each layer's inputs. Registers: for two programs on a multiprocessor, or for one.
+WIDTHS = {
+    "toy_chain": (2, 32, 64, 64, 64),
+    "toy_recorded_chain": (2, 32, 64, 64, 64),
+    "silu_chain": (3, 20, 12),
+    "wide_chain": (16, 128, 128),
+    "deep_chain": (2, *[64] * 7),
+}
+REGISTERS = {"float32": 80, "float64": 255}
+ALL_CHAINS = [(operation, "float32") for operation in WIDTHS]
+ALL_CHAINS += [("toy_chain", "float64"), ("silu_chain", "float64")]
+SOME_CHAINS = [
+    ("toy_chain", "float32"),
+    ("toy_recorded_chain", "float32"),
+    ("wide_chain", "float32"),
+    ("silu_chain", "float64"),
+]
+CHAINS = [c if c in SOME_CHAINS else pytest.param(*c, marks=pytest.mark.slow) for c in ALL_CHAINS]
 CASES = [c if c in SOME else pytest.param(*c, marks=pytest.mark.slow) for c in ALL]
 
 
 @pytest.fixture(scope="module")
 def machine_code(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """machine_code(arch, operation, dtype): see aot.py. One process for all cases of an arch."""
-    cases = ALL if request.config.getoption("--slow") else SOME
+    slow = request.config.getoption("--slow")
+    cases = ALL + ALL_CHAINS if slow else SOME + SOME_CHAINS
     wrong = [("unaligned_step", "float32"), ("starved_step", "float32")]
     lane = [("normal_from_lane_1", dtype) for dtype in ("float32", "bfloat16")]
     names = [f"{operation}-{dtype}" for operation, dtype in [*cases, *wrong, *lane]]
@@ -106,6 +129,24 @@ def test_machine_code(machine_code: Any, operation: str, dtype: str, arch: int) 
         # A thread makes the noise of what it reads and writes. In float64 it reads two elements at
         # once, where a Philox block has four; half precision may have to meet float32 results.
         assert count(found, "STS", "LDS", "BAR") == 0
+
+
+@pytest.mark.parametrize("arch", ARCHES, ids=lambda a: f"sm_{a}")
+@pytest.mark.parametrize(("operation", "dtype"), CHAINS)
+def test_whole_chains(machine_code: Any, operation: str, dtype: str, arch: int) -> None:
+    """Nothing spilled; the shared memory that `fusion` reckons with; no tensor-core float32."""
+    found = machine_code(arch, operation, dtype)
+    assert local_memory(found) == 0
+    assert found["reg"] <= REGISTERS[dtype]
+    assert found["shared"] == launch_chain.memory(WIDTHS[operation], getattr(torch, dtype))
+    assert count(found, "HMMA", "HGMMA") == 0
+    if dtype == "float32":
+        pairs = pairwise(launch_chain.padded(WIDTHS[operation]))
+        products = 2 * launch_chain.CHAINS * sum(n_in * n_out for n_in, n_out in pairs)
+        assert found["read_against_the_order"] == 0  # neighbouring threads, neighbouring banks
+        assert count(found, "FFMA") >= products / (32 * launch_chain.WARPS)
+    else:
+        assert count(found, "DMMA") > 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
