@@ -17,15 +17,16 @@ import stanley_fast as sf
 PACKAGE = Path(sf.__file__).parent
 KERNELS = Path(importlib.import_module("stanley_fast.kernels").__file__ or "").parent
 MODULES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+DATA = {path.stem: path for path in PACKAGE.glob("data/*.py")}
 
 # A module may import from the layers above it here, never from its own or a later one.
 LAYERS = [
-    {"_host", "checks", "backends", "checkpoint", "terminal"},
+    {"_host", "checks", "backends", "checkpoint", "extras", "networks", "terminal"},
     {"kernels", "reference"},
     {"keys", "library"},
     {"ops"},
-    {"doctor", "energies", "samplers"},
-    {"metrics", "fusion"},
+    {"data", "doctor", "energies", "samplers"},
+    {"fid", "metrics", "fusion"},
     {"chain"},
     {"plots", "starts"},
     {"trainer"},
@@ -37,6 +38,7 @@ LAYERS = [
 ]
 LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 HEAVY = ["matplotlib", "tensorboard", "tqdm", "tyro", "triton", "pandas", "scipy", "torchvision"]
+HEAVY += ["PIL", "sklearn", "pytorch_fid"]
 
 
 def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:
@@ -77,6 +79,12 @@ def test_kernels_import_checks_alone() -> None:
     """And each other."""
     for path in KERNELS.glob("*.py"):
         assert from_the_package(imports(path)) <= {"checks", "kernels"}, path
+
+
+@pytest.mark.parametrize("module", sorted(DATA))
+def test_data_imports_what_is_below_it(module: str) -> None:
+    names = from_the_package(imports(DATA[module])) - {"data"}
+    assert all(LAYER[name] < LAYER["data"] for name in names)
 
 
 @pytest.mark.parametrize("module", ["energies", "metrics"])
@@ -170,7 +178,7 @@ SIGNATURES = {
     "Langevin": "step_size, noise_scale=1.0, *, grad_clamp=None, clamp=None",
 }
 SIGNATURES |= {f"{name}_": SIGNATURES[name] for name in ("stanley_step", "langevin_step")}
-CLASSES = ["MLPEnergy", "GaussianMixture", "ReplayBuffer", "Trainer"]
+CLASSES = ["MLPEnergy", "ConvEnergy", "GaussianMixture", "ReplayBuffer", "Trainer"]
 
 
 def signature(function: object) -> str:
