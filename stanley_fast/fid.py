@@ -35,7 +35,7 @@ SUBSETS, SUBSET_SIZE = 100, 1000  # of KID (Binkowski et al. 2018)
 def default_samples(device: str | torch.device) -> int:
     """Images to generate for one FID: the paper's 10 000, on a CPU 2 000.
 
-    Inception sees some ten images a second on two cores.
+    Inception sees about five images a second on two cores.
     """
     return 2_000 if torch.device(device).type == "cpu" else 10_000
 

@@ -30,6 +30,16 @@ def numbered(n: int, labels: bool = True) -> Images:
     return Images(images, torch.arange(n) if labels else None, "numbered", "all")
 
 
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_documentations_example_trains() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
+    scope: dict[str, sf.Trainer] = {}
+    exec(blocks[0], scope)
+    assert scope["trainer"].iteration == 5
+
+
 # Images ------------------------------------------------------------------------------------------
 
 

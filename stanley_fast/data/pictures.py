@@ -24,6 +24,8 @@ ENDINGS = {"bmp", "jpg", "jpeg", "pgm", "png", "ppm", "tif", "tiff", "webp"}
 MODES = {1: "L", 3: "RGB"}
 NAMED = 5  # broken files that an error lists
 
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -109,24 +111,19 @@ def decode(pictures: Pictures, *, size: int | None, channels: int, progress: boo
     """
     need("PIL.Image", "images", "decoding pictures")
     names = pictures.names
-    height, width = size or 0, size or 0
-    if size is None:
-        first = _outcome(pictures, names[0], size, channels)
-        if isinstance(first, str):
-            raise DataError(f"{pictures.place} has a broken picture: {first}")
-        height, width = first.shape[:2]
-    out = np.empty((len(names), channels, height, width), np.uint8)
+    first = _decode_one(pictures, names[0], size, channels)
+    out = np.empty((len(names), *first.shape), np.uint8)
 
     def put(i: int) -> str | None:
         """Decodes picture i into its place, or says what is wrong with it."""
-        outcome = _outcome(pictures, names[i], size, channels)
-        if isinstance(outcome, str):
-            return outcome
-        if outcome.shape[:2] != (height, width):
-            return "{}: {}x{} pixels, but {} has {}x{}; give a size to resize them all to".format(
-                names[i], *reversed(outcome.shape[:2]), names[0], width, height
-            )
-        out[i] = outcome.transpose(2, 0, 1)
+        try:
+            image = _decode_one(pictures, names[i], size, channels)
+        except DataError as error:
+            return str(error)
+        if image.shape != first.shape:
+            sizes = f"{_size(image)} pixels, but {names[0]} has {_size(first)}"
+            return f"{pictures.place / names[i]}: {sizes}; give a size to resize them all to"
+        out[i] = image
         return None
 
     pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes outside Python's lock
@@ -139,37 +136,36 @@ def decode(pictures: Pictures, *, size: int | None, channels: int, progress: boo
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for the rest
     if wrong:
-        raise DataError(f"{pictures.place} has pictures that can't be used: {_some(wrong, '; ')}")
+        what = f"{len(wrong)} of {len(names)} pictures can't be used"
+        raise DataError(f"{what}: {_some(wrong, '; ')}")
     return torch.from_numpy(out)
 
 
-def _outcome(
-    pictures: Pictures, name: str, size: int | None, channels: int
-) -> np.ndarray[Any, np.dtype[np.uint8]] | str:
-    """The picture (H, W, C), or its name and what is wrong with it."""
-    from PIL import UnidentifiedImageError
+def _decode_one(pictures: Pictures, name: str, size: int | None, channels: int) -> Pixels:
+    """(C, H, W), or DataError with the picture's name and what is wrong with it."""
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        return _decoded(pictures.read(name), size, channels)
-    except UnidentifiedImageError:
-        return f"{name}: broken, or no picture that Pillow knows"
+        with Image.open(io.BytesIO(pictures.read(name))) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"pixels of mode {image.mode}, 8 bits are wanted")
+            picture = image.convert(MODES[channels])
+    except UnidentifiedImageError as error:
+        what = "broken, or no picture that Pillow knows"
+        raise DataError(f"{pictures.place / name}: {what}") from error
     except Exception as error:  # a broken file makes Pillow and zipfile raise nearly anything
-        return f"{name}: {first_line(error)}"
-
-
-def _decoded(data: bytes, size: int | None, channels: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"pixels of mode {image.mode}, 8 bits are wanted")
-        picture = image.convert(MODES[channels])
+        raise DataError(f"{pictures.place / name}: {first_line(error)}") from error
     if size is not None:
         side = min(picture.size)
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
         square = picture.crop((left, top, left + side, top + side))
         picture = square.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(picture).reshape(picture.height, picture.width, channels)
+    return np.asarray(picture).reshape(picture.height, picture.width, channels).transpose(2, 0, 1)
+
+
+def _size(image: Pixels) -> str:
+    """Width x height, as one says it of pictures."""
+    return f"{image.shape[2]}x{image.shape[1]}"
 
 
 def _some(items: Sequence[str], separator: str = ", ") -> str:
