@@ -291,7 +291,8 @@ def frechet(a: Tensor, b: Tensor) -> float:
     for rows in (a, b):
         values = rows.double().numpy()
         statistics += [np.mean(values, axis=0), np.cov(values, rowvar=False)]
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
+    with contextlib.redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # sqrtm's disp; the extra bounds SciPy
         distance = pytorch_fid.calculate_frechet_distance(*statistics)
     if printed.getvalue():
         warnings.warn(printed.getvalue().strip(), stacklevel=2)

@@ -28,8 +28,6 @@ import stanley_fast as sf
 from stanley_fast import fid
 from stanley_fast.data import DataError, Images, to_pixels
 
-pytestmark = pytest.mark.filterwarnings("ignore:The `disp` argument:DeprecationWarning")
-
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
