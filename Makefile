@@ -57,7 +57,7 @@ $(VENV)/.cli: $(HAS_TORCH) $(SOURCES)
 	$(INSTALL) ".[cli]" && touch $@
 
 $(VENV)/.test: $(HAS_TORCH) $(SOURCES)
-	$(INSTALL) ".[test]" $(TRITON) && touch $@ $(VENV)/.cli
+	$(INSTALL) ".[test]" "$(TORCH)" $(TRITON) && touch $@ $(VENV)/.cli
 
 $(VENV)/.lint: $(VENV)/.test
 	$(BIN)/pip install -q ".[lint]" --no-build-isolation && touch $@

@@ -6,6 +6,7 @@ from stanley_fast.chain import Chain, NonFiniteError, sample
 from stanley_fast.checkpoint import CheckpointError
 from stanley_fast.energies import GaussianMixture, MLPEnergy, Rings, from_energy
 from stanley_fast.keys import advance_, key, split
+from stanley_fast.networks import ConvEnergy
 from stanley_fast.ops import (
     langevin_step,
     langevin_step_,
@@ -21,6 +22,7 @@ from stanley_fast.trainer import DivergedError, Trainer
 __all__ = [
     "Chain",
     "CheckpointError",
+    "ConvEnergy",
     "DataStart",
     "DivergedError",
     "GaussianMixture",

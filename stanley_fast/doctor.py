@@ -16,6 +16,7 @@ from stanley_fast.backends import backends, select, use_backend, vector_level
 
 EXTRAS = {
     "cli": ("tyro", "tqdm", "matplotlib"),
+    "images": ("pillow", "pytorch-fid", "scikit-learn", "scipy", "torchvision"),
     "tensorboard": ("tensorboard",),
     "triton": ("triton",),
 }

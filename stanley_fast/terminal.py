@@ -1,4 +1,4 @@
-"""A run's two ties to the terminal: its progress bar and Ctrl-C."""
+"""A run's ties to the terminal: progress bars and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -49,3 +49,15 @@ def interrupt_held() -> Iterator[threading.Event]:
         yield held
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def counting_bar(total: int, what: str, show: bool) -> Iterator[Callable[[int], object]]:
+    """A bar on stderr for work that is counted; call it with how many more are done."""
+    if not show or importlib.util.find_spec("tqdm") is None:
+        yield lambda more: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=what, dynamic_ncols=True) as bar:
+        yield bar.update

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision_ops  # noqa: F401
 
 import stanley_fast as sf
+from stanley_fast import data
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -46,6 +48,7 @@ def test_example_runs(example: Path, tmp_path: Path) -> None:
 
 
 MODULES = [m.name for m in pkgutil.iter_modules(sf.__path__, "stanley_fast.") if "__" not in m.name]
+MODULES += [m.name for m in pkgutil.iter_modules(data.__path__, "stanley_fast.data.")]
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("_library")])

@@ -18,15 +18,16 @@ PACKAGE = Path(sf.__file__).parent
 KERNELS = Path(importlib.import_module("stanley_fast.kernels").__file__ or "").parent
 MODULES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 COMMANDS = {path.stem: path for path in PACKAGE.glob("commands/*.py") if path.stem != "__init__"}
+DATA = {path.stem: path for path in PACKAGE.glob("data/*.py")}
 
 # A module may import from the layers above it here, never from its own or a later one.
 LAYERS = [
-    {"_direct", "_host", "checks", "backends", "checkpoint", "terminal"},
+    {"_direct", "_host", "checks", "backends", "checkpoint", "extras", "networks", "terminal"},
     {"kernels", "reference"},
     {"direct", "keys", "library"},
     {"ops"},
-    {"doctor", "energies", "samplers"},
-    {"metrics", "fusion"},
+    {"data", "doctor", "energies", "samplers"},
+    {"fid", "metrics", "fusion"},
     {"chain"},
     {"diagnostics", "plots", "starts"},
     {"trainer", "recipes"},
@@ -39,6 +40,7 @@ LAYERS = [
 ]
 LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 HEAVY = [
+    "PIL",
     "arviz_stats",
     "matplotlib",
     "tensorboard",
@@ -46,7 +48,9 @@ HEAVY = [
     "tyro",
     "triton",
     "pandas",
+    "pytorch_fid",
     "scipy",
+    "sklearn",
     "torchvision",
     "xarray",
 ]
@@ -99,6 +103,12 @@ def test_commands_import_what_is_below_them_and_share_common(command: str) -> No
     ours = {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
     ours = {name for name in ours if name.startswith("stanley_fast.commands")}
     assert ours <= {"stanley_fast.commands.common"} - {f"stanley_fast.commands.{command}"}
+
+
+@pytest.mark.parametrize("module", sorted(DATA))
+def test_data_imports_what_is_below_it(module: str) -> None:
+    names = from_the_package(imports(DATA[module])) - {"data"}
+    assert all(LAYER[name] < LAYER["data"] for name in names)
 
 
 @pytest.mark.parametrize("module", ["energies", "metrics"])
@@ -192,7 +202,7 @@ SIGNATURES = {
     "Langevin": "step_size, noise_scale=1.0, *, grad_clamp=None, clamp=None",
 }
 SIGNATURES |= {f"{name}_": SIGNATURES[name] for name in ("stanley_step", "langevin_step")}
-CLASSES = ["MLPEnergy", "GaussianMixture", "ReplayBuffer", "Trainer"]
+CLASSES = ["MLPEnergy", "ConvEnergy", "GaussianMixture", "ReplayBuffer", "Trainer"]
 
 
 def signature(function: object) -> str:
