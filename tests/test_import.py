@@ -25,7 +25,7 @@ LAYERS = [
     {"keys", "library"},
     {"ops"},
     {"doctor", "energies", "samplers"},
-    {"metrics", "fusion"},
+    {"metrics", "fusion", "targets"},
     {"chain"},
     {"plots", "starts"},
     {"trainer"},
@@ -79,7 +79,7 @@ def test_kernels_import_checks_alone() -> None:
         assert from_the_package(imports(path)) <= {"checks", "kernels"}, path
 
 
-@pytest.mark.parametrize("module", ["energies", "metrics"])
+@pytest.mark.parametrize("module", ["energies", "metrics", "targets"])
 def test_energies_and_metrics_know_no_sampler(module: str) -> None:
     assert ARROWS[module] <= {"ops", "keys", "reference", "energies"}
 
