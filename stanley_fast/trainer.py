@@ -269,7 +269,7 @@ class Trainer:
         return all(bool(p.isfinite().all()) for p in self.parameters)
 
     def _record(self) -> tuple[str, ...]:
-        return ("grad_abs", *self.sampler.records)
+        return tuple(name for name in self.sampler.records if name != "log_density")
 
     def _columns(self) -> tuple[str, ...]:
         return ("gap", "loss", "f_data", "f_chain", "grad_norm", *self._record())
