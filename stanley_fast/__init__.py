@@ -21,6 +21,7 @@ from stanley_fast.samplers import GradientAscent, Langevin, Stanley
 from stanley_fast.starts import DataStart, NoiseStart, ReplayBuffer
 from stanley_fast.trainer import DivergedError, Trainer
 from stanley_fast.transition import Info, Sampler, State
+from stanley_fast.warmup import warm_up
 
 __all__ = [
     "HMC",
@@ -58,4 +59,5 @@ __all__ = [
     "stanley_step_",
     "stepsize",
     "use_backend",
+    "warm_up",
 ]

@@ -169,13 +169,12 @@ class _Watch:
         self.pending: list[Tensor] = []
 
     def step(self, z: Tensor, grad: Tensor) -> None:
-        z, grad = z.detach(), grad.detach()
         if z.dtype in (torch.float16, torch.bfloat16):
             product = z.sum(dtype=torch.float32) + grad.sum(dtype=torch.float32)
         else:
             product = torch.dot(z.reshape(-1), grad.reshape(-1))
         if product.is_cuda:
-            self.pending.append(product)
+            self.pending.append(product.detach())
         elif not math.isfinite(product.item()):
             raise_if_not_finite(self.steps, z, "the state")
             raise_if_not_finite(self.steps, grad, "the gradient of f")

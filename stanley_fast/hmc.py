@@ -41,6 +41,7 @@ class HMC:
 
     records: ClassVar[tuple[str, ...]] = ("grad_abs", "log_density", "acceptance")
     tuned: ClassVar[tuple[str, float]] = ("step_size", 0.65)
+    """The setting that `warm_up` tunes, and the acceptance it aims at."""
 
     def __post_init__(self) -> None:
         settings.step_length("step_size", self.step_size)

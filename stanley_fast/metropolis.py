@@ -63,6 +63,8 @@ def accept(
         ValueError: first or total splits a chain.
     """
     z = state.z
+    assert state.log_density is not None
+    assert proposal.log_density is not None
     each = math.prod(z.shape[1:]) or 1  # elements of a chain
     for name, count in (("first", first), ("total", total)):
         if count is not None and count % each:
@@ -83,7 +85,6 @@ def accept(
         first=first // each,
         total=None if total is None else max(total // each, len(z)),
     )
-    assert state.log_density is not None
     info = Info(state.log_density, state.grad, None, accepted, probability)
     return state, info
 
@@ -110,6 +111,7 @@ class MALA:
 
     records: ClassVar[tuple[str, ...]] = ("grad_abs", "log_density", "acceptance")
     tuned: ClassVar[tuple[str, float]] = ("step_size", 0.574)
+    """The setting that `warm_up` tunes, and the acceptance it aims at."""
 
     def __post_init__(self) -> None:
         settings.step_length("step_size", self.step_size)
@@ -160,6 +162,7 @@ class MetropolisHastings:
 
     records: ClassVar[tuple[str, ...]] = ("log_density", "acceptance")
     tuned: ClassVar[tuple[str, float]] = ("scale", 0.234)
+    """The setting that `warm_up` tunes, and the acceptance it aims at."""
 
     def __post_init__(self) -> None:
         settings.step_length("scale", self.scale)

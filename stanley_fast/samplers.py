@@ -59,6 +59,7 @@ update='paper', clamp=None, adjusted=False)
     adjusted: bool = False
 
     tuned: ClassVar[tuple[str, float]] = ("step_size", 0.574)
+    """The setting that `warm_up` tunes, and the acceptance it aims at."""
 
     def __post_init__(self) -> None:
         settings.positive("threshold", self.threshold)
@@ -131,8 +132,8 @@ update='paper', clamp=None, adjusted=False)
             new_grad,
             gamma=gamma,
             gamma_new=self._gamma_for_step(new_grad, frozen),
-            threshold=self.threshold,
-            step_size=self.step_size,
+            threshold=self.threshold if gamma is None else None,
+            step_size=self.step_size if gamma is None else None,
             noise_scale=self.noise_scale,
         )
         proposal = State(new, value, new_grad)

@@ -28,7 +28,7 @@ LAYERS = [
     {"hmc", "samplers"},
     {"metrics", "fusion", "targets"},
     {"chain"},
-    {"plots", "starts"},
+    {"plots", "starts", "warmup"},
     {"trainer"},
     {"experiments"},
     {"runs"},
@@ -166,6 +166,7 @@ SIGNATURES = {
     "backends": "",
     "sample": "f, z0, sampler, steps, *, key=None, record=(), keep_every=None, callback=None, "
     "backprop_steps=0, compile=False, graph='auto', fused='auto', first=0, total=None",
+    "warm_up": "f, z0, sampler, steps, *, key=None, target=None",
     "Stanley": "threshold, step_size=1.0, noise_scale=1.0, *, stepsize='adaptive', norm='element', "
     "update='paper', clamp=None, adjusted=False",
     "Langevin": "step_size, noise_scale=1.0, *, grad_clamp=None, clamp=None",

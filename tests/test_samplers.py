@@ -184,9 +184,7 @@ def test_parts_have_the_noise_of_the_whole(sampler: Sampler, z: Tensor, grad: Te
     n = z[:2].numel()
     for rows, first in ((slice(0, 2), 0), (slice(2, 5), n)):
         f = linear(grad[rows])
-        part, _ = sampler.step(
-            sampler.init(z[rows], f), f, KEY, 3, first=first, total=z.numel()
-        )
+        part, _ = sampler.step(sampler.init(z[rows], f), f, KEY, 3, first=first, total=z.numel())
         assert torch.equal(part.z, whole[rows])
 
 
