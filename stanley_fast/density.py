@@ -198,5 +198,5 @@ def raise_if_not_finite(step: int, tensor: Tensor, what: str) -> None:
 
 def _bad_chains(tensor: Tensor) -> list[int]:
     bad = tensor.detach().isfinite().logical_not_()
-    rows = bad.reshape(len(bad), -1).any(dim=1).nonzero()
+    rows = bad.unsqueeze(-1).flatten(1).any(dim=1).nonzero()
     return [int(row) for row in rows]

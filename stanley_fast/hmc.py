@@ -51,10 +51,10 @@ class HMC:
             raise ValueError(f"mass must be positive and finite, got {self.mass.tolist()}")
 
     def init(self, z: Tensor, f: Density) -> State:
-        shape, each = z.shape[1:], self.mass
-        if each is not None and torch.broadcast_shapes(each.shape, shape) != shape:
+        shape, mass = z.shape[1:], self.mass
+        if mass is not None and not _broadcasts(mass.shape, shape):
             raise ValueError(
-                f"mass must broadcast to a chain's shape {list(shape)}, got {list(each.shape)}"
+                f"mass must broadcast to a chain's shape {list(shape)}, got {list(mass.shape)}"
             )
         return metropolis.start(z, f)
 
@@ -117,3 +117,8 @@ def kinetic_energy(momentum: Tensor, inverse_mass: Tensor | None = None) -> Tens
     if inverse_mass is not None:
         squares *= inverse_mass
     return squares.unsqueeze(-1).flatten(1).sum(1) / 2
+
+
+def _broadcasts(small: torch.Size, large: torch.Size) -> bool:
+    sizes = zip(reversed(small), reversed(large), strict=False)
+    return len(small) <= len(large) and all(a in (1, b) for a, b in sizes)

@@ -72,6 +72,8 @@ def accept(
                 f"{name} must be a multiple of {each}, a chain's elements: a chain is accepted or "
                 f"rejected as a whole; got {count}"
             )
+    # Counted in elements, as the noise is: a chain that goes on with the key draws as the whole.
+    total = z.numel() if total is None else total
     accepted, probability = ops.accept_(
         z,
         state.grad,
@@ -83,7 +85,7 @@ def accept(
         key,
         k,
         first=first // each,
-        total=None if total is None else max(total // each, len(z)),
+        total=max(total, len(z)),  # chains without elements
     )
     info = Info(state.log_density, state.grad, None, accepted, probability)
     return state, info
