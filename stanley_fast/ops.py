@@ -17,7 +17,14 @@ from torch.autograd import forward_ad
 
 from stanley_fast import checks, reference
 from stanley_fast.backends import select
-from stanley_fast.library import COMPILED, TRITON, below_autograd, refuse_grad
+from stanley_fast.library import (
+    COMPILED,
+    TRITON,
+    WRITTEN,
+    below_autograd,
+    refuse_grad,
+    refuse_metropolis_grad,
+)
 
 Clamp = tuple[float, float] | None
 
@@ -329,7 +336,7 @@ def _call(op: Any, requires_grad: bool, args: tuple[Any, ...]) -> Any:
         return op(*args)
 
 
-def _call_in_place(op: Any, requires_grad: bool, args: tuple[Any, ...]) -> Tensor:
+def _call_in_place(op: Any, requires_grad: bool, args: tuple[Any, ...]) -> Any:
     if torch.compiler.is_compiling():
         op(*args)
         return args[0]
@@ -337,7 +344,8 @@ def _call_in_place(op: Any, requires_grad: bool, args: tuple[Any, ...]) -> Tenso
         refuse_grad()
     if forward_ad._current_level >= 0:
         _refuse_tangents(args)
-    return below_autograd(op, args)
+    below_autograd(op, args)
+    return args[0]
 
 
 def _refuse_tangents(args: tuple[Any, ...]) -> None:
@@ -396,7 +404,13 @@ def proposal_log_ratio(
     >>> proposal_log_ratio(z, -z, z + 1, -z - 1, threshold=0.5, step_size=0.1)
     tensor([-12.4790, -12.4790], dtype=torch.float64)
     """
-    _refuse_gradients(z, grad, z_new, grad_new, gamma, gamma_new, step_size)
+    ops = _ops_for(z)
+    if ops is not None:
+        args = z, grad, z_new, grad_new, gamma, gamma_new
+        bound = math.inf if threshold is None else threshold
+        size = None if step_size is None else _scalar(step_size, z)
+        return _call_metropolis(ops.proposal_log_ratio, (*args, size, bound, noise_scale))
+    refuse_metropolis_grad((z, grad, z_new, grad_new, gamma, gamma_new, step_size))
     return reference.proposal_log_ratio(
         z, grad, z_new, grad_new, gamma=gamma, gamma_new=gamma_new, threshold=threshold,
         step_size=step_size, noise_scale=noise_scale,
@@ -449,11 +463,12 @@ def accept_(
     >>> accepted, z[:, 0]
     (tensor([True, True, True]), tensor([1., 1., 1.]))
     """
-    _refuse_gradients(z, grad, log_density, z_new, grad_new, log_density_new, log_ratio)
-    return reference.accept_(
-        z, grad, log_density, z_new, grad_new, log_density_new, log_ratio, key, step,
-        first=first, total=total,
-    )  # fmt: skip
+    ops = _ops_for(z)
+    args = z, grad, log_density, z_new, grad_new, log_density_new, log_ratio, key, step
+    if ops is not None:
+        return _call_metropolis(ops.accept_, (*args, first, total))
+    refuse_metropolis_grad(args)
+    return reference.accept_(*args, first=first, total=total)
 
 
 def leapfrog_(
@@ -491,15 +506,29 @@ def leapfrog_(
     >>> momentum[0], z[0]
     (tensor([-0.0500, -0.0500]), tensor([0.9950, 0.9950]))
     """
-    _refuse_gradients(z, momentum, grad, step_size, inverse_mass)
+    ops = _ops_for(z)
+    if ops is not None:
+        size = _scalar(step_size, z)
+        _call_metropolis(ops.leapfrog_, (z, momentum, grad, size, kick, inverse_mass))
+        return
+    refuse_metropolis_grad((z, momentum, grad, step_size, inverse_mass))
     reference.leapfrog_(
         z, momentum, grad, step_size=step_size, kick=kick, inverse_mass=inverse_mass
     )  # fmt: skip
 
 
-def _refuse_gradients(*tensors: object) -> None:
-    if torch.is_grad_enabled() and _any_requires_grad(*tensors):
-        raise RuntimeError(
-            "the Metropolis operations have no gradient, but grad mode is on and an argument "
-            "requires grad; detach it, or run under torch.no_grad()"
-        )
+def _scalar(step_size: float | Tensor, z: Tensor) -> Tensor:
+    if isinstance(step_size, Tensor):
+        return step_size
+    checks.scalar_stepsize(step_size, z)
+    return torch.full((), step_size, dtype=torch.float64, device=z.device)
+
+
+def _call_metropolis(packet: Any, args: tuple[Any, ...]) -> Any:
+    op = packet.default
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+        return op(*args)
+    refuse_metropolis_grad(args)
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(args)
+    return below_autograd(op, args, WRITTEN[packet.__name__])
