@@ -116,8 +116,8 @@ struct ProposalSum {
 };
 
 STANLEY_HD double log_ratio_of(const ProposalSum<double>& sum, double noise_scale) {
-  const double logs = std::log(sum.back / sum.there) +
-                      static_cast<double>(sum.exponents) * 0.69314718055994530942;
+  const double logs =
+      std::log(sum.back / sum.there) + static_cast<double>(sum.exponents) * 0.69314718055994530942;
   return 0.5 * (sum.squares / (noise_scale * noise_scale) + logs);
 }
 

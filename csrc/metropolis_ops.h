@@ -50,9 +50,8 @@ void with_wide_type(const Tensor& tensor, const F& f) {
 
 // A number on its device, as the kernels read it.
 inline Tensor as_double(const Tensor& number) {
-  return number.scalar_type() == ScalarType::Double
-             ? number
-             : torch::stable::to(number, ScalarType::Double);
+  return number.scalar_type() == ScalarType::Double ? number
+                                                    : torch::stable::to(number, ScalarType::Double);
 }
 
 template <class Device>
@@ -180,8 +179,7 @@ class MetropolisOperations : private Operations<Device> {
     checks::same("grad_new", grad_new, z);
     const bool one_stepsize = threshold == std::numeric_limits<double>::infinity();
     if (!gamma && !gamma_new) {
-      if (!step_size)
-        checks::fail("step_size must be given where gamma and gamma_new are not");
+      if (!step_size) checks::fail("step_size must be given where gamma and gamma_new are not");
       checks::scalar_stepsize(*step_size, z);
       if (!one_stepsize) checks::positive("threshold", threshold, z.scalar_type());
     } else {

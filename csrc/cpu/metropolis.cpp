@@ -42,6 +42,13 @@ template <Gamma kind, class S>
 double log_ratio(const ProposalArgs<S>& args, int64_t begin, int64_t end) {
   const ProposalArgs<S> a = args;
   const Scale scale = scale_of(a);
+  if (end - begin < kLanes / 2) {  // vectors would be all but empty
+    ProposalSum<double> sum;
+    for (int64_t i = begin; i < end; ++i)
+      sum.add<kind>(scale, a.z[i], a.grad[i], kind == Gamma::kTensor ? a.gamma[i] : 0, a.z_new[i],
+                    a.grad_new[i], kind == Gamma::kTensor ? a.gamma_new[i] : 0);
+    return log_ratio_of(sum, a.noise_scale);
+  }
   ProposalSum<Doubles> sum;
   const auto add = [&](int64_t at, int64_t n) __attribute__((always_inline)) {
     const bool given = kind == Gamma::kTensor;

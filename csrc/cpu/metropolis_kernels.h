@@ -1,5 +1,5 @@
-// What the CPU kernels of Metropolis-Hastings and the leapfrog take. metropolis.cpp is compiled once
-// per vector level and fills a table each.
+// What the CPU kernels of Metropolis-Hastings and the leapfrog take. metropolis.cpp is compiled
+// once per vector level and fills a table each.
 #pragma once
 
 #include "../metropolis.h"
