@@ -1,4 +1,4 @@
-"""The command line: stanley-fast train | sample | compare | doctor.
+"""The command line: stanley-fast train | sample | compare | ergodicity | doctor.
 
 Each command is a dataclass of which tyro makes options and help. A user's mistake is one line on
 stderr and exit status 2; a run that fails is one with status 1.
@@ -24,6 +24,7 @@ from stanley_fast.backends import select
 from stanley_fast.chain import NonFiniteError
 from stanley_fast.checkpoint import CheckpointError
 from stanley_fast.doctor import SelfCheckError
+from stanley_fast.ergodicity_command import Ergodicity
 from stanley_fast.experiments import (
     TARGETS,
     PresetName,
@@ -351,12 +352,12 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(args: Sequence[str] | None) -> Train | Sample | Compare | Doctor:
+def _parse(args: Sequence[str] | None) -> Train | Sample | Compare | Ergodicity | Doctor:
     import tyro
 
     marks = tyro.conf
     return tyro.cli(
-        Train | Sample | Compare | Doctor,
+        Train | Sample | Compare | Ergodicity | Doctor,
         prog="stanley-fast",
         description=DESCRIPTION,
         args=args,
