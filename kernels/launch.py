@@ -330,10 +330,10 @@ def _launch(kernel: Any, elements: Tensor, shift: int, **arguments: Any) -> None
 
 
 def _launch_chains(kernel: Any, state: Tensor, **arguments: Any) -> None:
-    """A program for each chain, however long; its blocks depend on the chain's length alone."""
+    """A program for each chain; its blocks, for float64 arithmetic, depend on its length alone."""
     chains, width = state.shape[0], _width(state)
     if chains == 0:
         return
-    block = min(BLOCK, max(WARPS * 32, triton.next_power_of_2(width)))
+    block = min(BLOCK // 2, max(WARPS * 32, triton.next_power_of_2(width)))
     with torch.cuda.device_of(state):
         kernel[(chains,)](width=width, BLOCK=block, num_warps=WARPS, **arguments)
