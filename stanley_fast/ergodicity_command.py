@@ -37,7 +37,7 @@ class Ergodicity:
     """Where to sample: gaussian, of condition 10000; mixture, eight modes; ring; banana; funnel."""
     chains: int = 2000
     """Chains per sampler, 500 to 4000."""
-    steps: Annotated[int | None, _unset("2000, on the gaussian 3000")] = None
+    steps: Annotated[int | None, _unset("2000, on the gaussian 5000")] = None
     """Evaluations of f per chain: as many transitions, of HMC fewer; 500 to 10000."""
     seed: int = 0
     """Decides starts, noise and exact samples."""

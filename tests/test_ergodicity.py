@@ -9,6 +9,7 @@ import importlib
 import json
 import math
 import pkgutil
+import re
 from pathlib import Path
 
 import matplotlib.image
@@ -302,3 +303,15 @@ def test_a_rate_that_is_not_over_is_marked(normal: dict[str, Convergence]) -> No
 def test_docstrings(name: str) -> None:
     module = importlib.import_module(f"stanley_fast.ergodicity.{name}")
     assert doctest.testmod(module).failed == 0
+
+
+def test_every_option_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["ergodicity", "--help"])
+    assert caught.value.code == 0
+    out = " ".join(capsys.readouterr().out.replace("│", " ").replace("|", " ").split())
+    assert "None" not in out
+    options = re.findall(r"(--[a-z]+) (.*?)\(default: ", out)
+    assert len(options) == 7
+    for name, text in options:
+        assert len(re.findall("[A-Za-z]+", text)) >= 3, name

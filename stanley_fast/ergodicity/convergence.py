@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -18,7 +19,6 @@ from stanley_fast.distances import (
     Floor,
     Law,
     directions,
-    energy_distance,
     energy_floor,
     sliced_wasserstein,
     wasserstein_floor,
@@ -30,7 +30,8 @@ from stanley_fast.reference import STREAM_STARTS
 from stanley_fast.samplers import Sampler
 
 DIRECTIONS = 32  # that the sliced Wasserstein distance projects on
-FLOOR_SETS = 14  # sets of a law, every two of which are a pair of its floor
+SETS = 14  # of a law, every two of which are a pair of its floor
+BIAS_SETS = 6  # exact ones, over which a limit law's distance to the target is averaged
 RECORDED = 8  # transitions looked at per factor 3, so that a rate is fitted to 8 points
 FEWEST = 10  # transitions
 STILL = 1e-12  # of a variance, in the target's: nothing moves
@@ -42,8 +43,8 @@ class Limit:
     """A sampler's limit law: where chains are that started at exact samples, 2 K transitions on.
 
     Attributes:
-        bias: sliced Wasserstein distance to the target.
-        energy_bias: energy distance to the target.
+        bias: sliced Wasserstein distance to exact sets, their mean.
+        energy_bias: energy distance to exact sets, their mean.
         floor, energy_floor: of the distances, for two sets of the limit law.
         time: integrated autocorrelation time in transitions, the largest over coordinates z_i and
             |z_i|, over the last K transitions; NaN where nothing moves.
@@ -104,14 +105,14 @@ class Bench:
         self.problem, self.target = problem, problem.target
         self.chains, self.key = chains, key
         self.mean, self.sd = self.target.mean.float(), self.target.variance.sqrt().float()
-        start, truth, along, self.sets_key, self.limit_key, self.chain_key, self.drift_key = (
-            keys.split(key, 7)
-        )
+        start, truth, along, self.limit_key, self.chain_key, self.drift_key = keys.split(key, 6)
         # Overdispersed, and off centre: starts around the centre would not excite the odd modes,
         # the slowest ones among them.
         noise = ops.normal((chains, len(self.sd)), start, stream=STREAM_STARTS)
         self.starts = self.mean + self.sd * (2 + 2 * noise)
-        self.truth = self.white(self.target.sample(chains, truth))
+        self.exact = torch.stack(
+            [self.white(self.target.sample(chains, each)) for each in keys.split(truth, SETS)]
+        )
         self.along = directions(DIRECTIONS, len(self.sd), along)
 
     def white(self, z: Tensor) -> Tensor:
@@ -123,9 +124,7 @@ class Bench:
 
     def floors(self, sets: Tensor | None = None) -> tuple[Floor, Floor]:
         """Of both distances, for sets (S, n, d) of one law; of the target unless told."""
-        if sets is None:
-            split = keys.split(self.sets_key, FLOOR_SETS)
-            sets = torch.stack([self.white(self.target.sample(self.chains, k)) for k in split])
+        sets = self.exact if sets is None else sets
         return wasserstein_floor(sets, self.along), energy_floor(sets)
 
     def generator(self) -> torch.Generator:
@@ -181,7 +180,7 @@ def measure(bench: Bench, target: str, name: str, budget: int) -> Convergence:
         k=course.k,
         wasserstein=wasserstein,
         energy=energy,
-        to_target=[bench.wasserstein(z, bench.truth) for z in course.states],
+        to_target=[bench.wasserstein(z, bench.exact[0]) for z in course.states],
         reached=reached,
         rate=rate,
         limit=limit,
@@ -231,11 +230,12 @@ def _limit(bench: Bench, sampler: Sampler, steps: int) -> tuple[Tensor, Limit]:
 
     states = bench.white(sample(f, z, sampler, steps, key=run_key, callback=look).z)
     # Sets of the limit law are drawn from these states with replacement.
-    drawn = torch.randint(len(states), (FLOOR_SETS, len(states)), generator=bench.generator())
+    drawn = torch.randint(len(states), (SETS, len(states)), generator=bench.generator())
+    law, exact = Law(states), bench.exact[:BIAS_SETS]
     floor, floor_of_energy = bench.floors(states[drawn])
     return states, Limit(
-        bias=bench.wasserstein(states, bench.truth),
-        energy_bias=energy_distance(states, bench.truth),
+        bias=fmean(bench.wasserstein(states, each) for each in exact),
+        energy_bias=fmean(float(law.against(each).estimate()) for each in exact),
         floor=floor,
         energy_floor=floor_of_energy,
         time=moments.autocorrelation_time(),

@@ -63,7 +63,7 @@ def _exact(sampler: Sampler) -> Entry:
 PROBLEMS: dict[str, Problem] = {
     "gaussian": Problem(  # condition 10^4
         Gaussian(torch.logspace(-2, 0, 10)),
-        budget=3000,
+        budget=5000,
         beta=0.002,
         samplers={
             "STANLEY": Entry(Stanley(1.0, 0.005)),

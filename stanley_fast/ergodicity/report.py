@@ -80,11 +80,14 @@ def _condition(shells: list[drift.Shell]) -> str:
     if outside is None:
         worst = max(shells, key=lambda each: each.ratio)
         return f"no: {_ratio(worst.ratio)} at |z| = {worst.radius:.3g}"
-    return f"{outside.ratio:.4f} ± {outside.error:.4f}, |z| >= {outside.radius:.3g}"
+    return f"{_ratio(outside.ratio)} outside |z| = {outside.radius:.3g}"
 
 
 def _ratio(value: float) -> str:
-    return f"{value:.4f}" if value < 100 else f"{value:.0e}"
+    """Its distance from 1, where that is what matters."""
+    if 0 < 1 - value < 0.01:
+        return f"1 - {1 - value:.1g}"
+    return f"{value:.3f}" if 0.001 <= value < 100 else f"{value:.0e}"
 
 
 def _variance_lines(cells: Sequence[Variance]) -> list[list[str]]:
