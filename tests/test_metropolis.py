@@ -136,6 +136,18 @@ def test_a_step_size_on_the_device_is_the_number(sampler: sf.Sampler) -> None:
     torch.testing.assert_close(got[1].probability, wanted[1].probability)
 
 
+def test_stanley_with_noise_scale_proposes_for_a_sharper_density() -> None:
+    """Stanley(th, s, eps) on f moves as Stanley(th / eps^2, s eps^2) on f / eps^2."""
+    eps = 0.2
+    sharper = lambda z: quartic(z) / eps**2  # noqa: E731
+    wanted = sf.sample(quartic, start(), sf.Stanley(0.4, 0.3, eps), 10, key=KEY)
+    got = sf.sample(sharper, start(), sf.Stanley(0.4 / eps**2, 0.3 * eps**2), 10, key=KEY)
+    torch.testing.assert_close(got.z, wanted.z)
+    alone = one_step(sf.Stanley(0.4, 0.3, eps, adjusted=True), start())[1]
+    meant = one_step(sf.Stanley(0.4 / eps**2, 0.3 * eps**2, adjusted=True), start(), sharper)[1]
+    assert meant.probability.mean() > 2 * alone.probability.mean()
+
+
 # What is kept ------------------------------------------------------------------------------------
 
 
