@@ -53,7 +53,7 @@ def odd(x: Tensor, device: str) -> Tensor:
 
 
 def check_ratio(shape: tuple[int, ...], kind: str, dtype: torch.dtype, device: str) -> float:
-    """1e-12 of the sum of the terms' sizes."""
+    """1e-14 of what the terms of a chain sum to in size, 100 for an element."""
     where = drawn(shape, dtype, 4)
     given: dict[str, Any] = {"step_size": 0.7, "threshold": 0.3 if kind == "adaptive" else None}
     if kind == "given":
@@ -68,7 +68,7 @@ def check_ratio(shape: tuple[int, ...], kind: str, dtype: torch.dtype, device: s
     if kind != "given" and len(got):
         assert torch.equal(ops.proposal_log_ratio(*one, **on), got[-1:])
     terms = max(1, math.prod(shape[1:])) * 100.0
-    return data.excess(got, want, torch.full_like(want, 1e-12 * terms))
+    return data.excess(got, want, torch.full_like(want, 1e-14 * terms))
 
 
 def check_accept(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> float:
