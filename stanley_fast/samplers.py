@@ -86,15 +86,12 @@ update='paper', clamp=None, adjusted=False)
     def init(self, z: Tensor, f: Density) -> State:
         if self.norm == "channel" and z.dim() < 2:
             raise ValueError(f"norm='channel' needs a state (B, C, ...), got shape {list(z.shape)}")
-        if self.adjusted:
-            state = metropolis.start(z, f)
-        elif self.stepsize == "adaptive":
-            return State(f.start(z))
-        else:
-            z = f.start(z)
-            state = State(z, *f.finite_value_and_grad(z))
-        if self.stepsize == "adaptive" or state.grad is None:
+        state = metropolis.start(z, f) if self.adjusted else State(f.start(z))
+        if self.stepsize == "adaptive":
             return state
+        if state.grad is None:
+            state = State(state.z, *f.finite_value_and_grad(state.z))
+        assert state.grad is not None
         return state._replace(gamma=self._gamma(state.grad))
 
     def step(
