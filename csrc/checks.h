@@ -41,10 +41,11 @@ inline std::string name(ScalarType type) {
   }
 }
 
-inline std::string shape(const Tensor& tensor) {
+// Without the first `skip` dimensions.
+inline std::string shape(const Tensor& tensor, int64_t skip = 0) {
   std::ostringstream text;
   text << "[";
-  for (int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
+  for (int64_t i = skip; i < tensor.dim(); ++i) text << (i > skip ? ", " : "") << tensor.size(i);
   text << "]";
   return text.str();
 }
@@ -125,18 +126,24 @@ inline int64_t part(int64_t n, int64_t first, std::optional<int64_t> total) {
   return *total;
 }
 
-inline void gamma(const Tensor& gamma, const Tensor& z) {
-  if (!gamma.defined()) fail("gamma must be a tensor, got None");
+// Whether `tensor` broadcasts to z's shape, less its first `skip` dimensions.
+inline bool broadcasts(const Tensor& tensor, const Tensor& z, int64_t skip = 0) {
+  const int64_t missing = z.dim() - tensor.dim();
+  bool does = missing >= skip;
+  for (int64_t i = 0; does && i < tensor.dim(); ++i)
+    does = tensor.size(i) == 1 || tensor.size(i) == z.size(missing + i);
+  return does;
+}
+
+inline void gamma(const Tensor& gamma, const Tensor& z, const char* what = "gamma") {
+  if (!gamma.defined()) fail(what, " must be a tensor, got None");
   const ScalarType type = compute_type(z.scalar_type());
   if (gamma.scalar_type() != type)
-    fail("gamma must be ", name(type), " for a ", name(z.scalar_type()), " z, got ",
+    fail(what, " must be ", name(type), " for a ", name(z.scalar_type()), " z, got ",
          name(gamma.scalar_type()));
-  on_same_device("gamma", gamma, z);
-  const int64_t missing = z.dim() - gamma.dim();
-  bool broadcasts = missing >= 0;
-  for (int64_t i = 0; broadcasts && i < gamma.dim(); ++i)
-    broadcasts = gamma.size(i) == 1 || gamma.size(i) == z.size(missing + i);
-  if (!broadcasts) fail("gamma must broadcast to z's shape ", shape(z), ", got ", shape(gamma));
+  on_same_device(what, gamma, z);
+  if (!broadcasts(gamma, z))
+    fail(what, " must broadcast to z's shape ", shape(z), ", got ", shape(gamma));
 }
 
 inline void numbers(double noise_scale, double lo, double hi, ScalarType type) {
@@ -155,10 +162,10 @@ inline void step(const Tensor& z, const Tensor& grad, const Tensor& key, double 
 }
 
 // An expanded tensor has many elements in one place, so that it can't be written.
-inline void no_overlap(const Tensor& z) {
+inline void no_overlap(const Tensor& z, const char* what = "z") {
   for (int64_t i = 0; i < z.dim(); ++i)
     if (z.size(i) > 1 && z.stride(i) == 0)
-      fail("z must not be an expanded tensor where it is written in place: dimension ", i,
+      fail(what, " must not be an expanded tensor where it is written in place: dimension ", i,
            " has stride 0");
 }
 
@@ -171,11 +178,19 @@ inline bool share_memory(const Tensor& x, const Tensor& y) {
 
 // Where z is written in place, another input is z's own memory or none of it. One that is not
 // contiguous is copied before anything is written.
-inline void same_or_apart(const char* what, const Tensor& tensor, const Tensor& z) {
+inline void same_or_apart(const char* what, const Tensor& tensor, const Tensor& z,
+                          const char* written = "z") {
   if (!tensor.is_contiguous() || !z.is_contiguous()) return;
   const bool same = tensor.data_ptr() == z.data_ptr() && tensor.element_size() == z.element_size();
   if (!same && share_memory(tensor, z))
-    fail(what, " must not share a part of z's memory where z is written in place");
+    fail(what, " must not share a part of ", written, "'s memory where ", written,
+         " is written in place");
+}
+
+// Where both are written, they have nothing in common.
+inline void apart(const char* what, const Tensor& tensor, const Tensor& z) {
+  if (tensor.is_contiguous() && z.is_contiguous() && share_memory(tensor, z))
+    fail(what, " must not share z's memory: both are written in place");
 }
 
 }  // namespace stanley::checks

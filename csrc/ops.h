@@ -192,7 +192,7 @@ class Operations {
     return with_strides_of(grad, out);
   }
 
- private:
+ protected:
   // Uninitialised. Without the dispatcher's look-up by name, which costs a small call.
   static Tensor empty_strided(const Tensor& like, const int64_t* strides, ScalarType type) {
     AtenTensorHandle handle;

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stanley_fast import checks
+from stanley_fast.kernels.metropolis import accept_kernel, leapfrog_kernel, log_ratio_kernel
 from stanley_fast.kernels.step import (
     normal_kernel,
     step_backward_kernel,
@@ -103,6 +104,82 @@ def stepsize(grad: Tensor, threshold: float, step_size: float) -> Tensor:
     return gamma if dense is grad else torch.empty_like(grad, dtype=gamma.dtype).copy_(gamma)
 
 
+def proposal_log_ratio(z: Tensor, grad: Tensor, z_new: Tensor, grad_new: Tensor,
+                       gamma: Tensor | None, gamma_new: Tensor | None, step_size: Tensor | None,
+                       threshold: float, noise_scale: float) -> Tensor:  # fmt: skip
+    checks.proposal(
+        z, grad, z_new, grad_new, gamma, gamma_new, step_size, threshold, noise_scale
+    )  # fmt: skip
+    out = z.new_empty(z.shape[0], dtype=torch.float64)
+    numbers: dict[str, float | None] = {
+        **_numbers(out, threshold=threshold, noise_scale=noise_scale)
+    }
+    if math.isinf(threshold):
+        numbers["threshold"] = None
+    rates = [None if g is None else g.expand(z.shape).contiguous() for g in (gamma, gamma_new)]
+    _launch_chains(
+        log_ratio_kernel, z, out=out, z=z.contiguous(), grad=grad.contiguous(),
+        z_new=z_new.contiguous(), grad_new=grad_new.contiguous(), gamma=rates[0],
+        gamma_new=rates[1], step_size=None if step_size is None else step_size.double(), **numbers,
+    )  # fmt: skip
+    return out
+
+
+def accept_(z: Tensor, grad: Tensor | None, log_density: Tensor, z_new: Tensor,
+            grad_new: Tensor | None, log_density_new: Tensor, log_ratio: Tensor, key: Tensor,
+            step: int, first: int, total: int | None) -> tuple[Tensor, Tensor]:  # fmt: skip
+    total = checks.accept(
+        z, grad, log_density, z_new, grad_new, log_density_new, log_ratio, key, step, first, total
+    )
+    written = {"z": z, "grad": grad, "log_density": log_density}
+    new = {"z_new": z_new, "grad_new": grad_new, "log_density_new": log_density_new}
+    for (name, tensor), (new_name, tensor_new) in zip(written.items(), new.items(), strict=True):
+        if tensor is not None and tensor_new is not None:
+            _check_no_overlap(tensor, name)
+            _check_same_or_apart(new_name, tensor_new, tensor, name)
+    if grad is not None:
+        _check_apart("grad", grad, z)
+    dense = {name: None if t is None else t.contiguous() for name, t in (written | new).items()}
+    accepted = z.new_empty(z.shape[0], dtype=torch.uint8)
+    probability = z.new_empty(z.shape[0], dtype=torch.float64)
+    block = (step * ((total + 3) // 4) + 2**63) % 2**64 - 2**63
+    _launch_chains(
+        accept_kernel, z, accepted=accepted, probability=probability, key=key.contiguous(),
+        block=block, first=first, log_ratio=log_ratio.contiguous(), **dense,
+    )  # fmt: skip
+    _copy_back(written, dense)
+    return accepted.view(torch.bool), probability
+
+
+def leapfrog_(z: Tensor, momentum: Tensor, grad: Tensor, step_size: Tensor, kick: float,
+              inverse_mass: Tensor | None) -> None:  # fmt: skip
+    checks.leapfrog(z, momentum, grad, step_size, kick, inverse_mass)
+    written = {"z": z, "momentum": momentum}
+    for name, tensor in written.items():
+        _check_no_overlap(tensor, name)
+        _check_same_or_apart("grad", grad, tensor, name)
+    _check_apart("momentum", momentum, z)
+    dense = {name: tensor.contiguous() for name, tensor in written.items()}
+    if inverse_mass is not None:
+        inverse_mass = inverse_mass.expand(z.shape[1:]).contiguous()
+    kick = _numbers(torch.empty(0, dtype=torch.float64), kick=kick)["kick"]
+    _launch(
+        leapfrog_kernel, z, 0, grad=grad.contiguous(), step_size=step_size.double(), kick=kick,
+        inverse_mass=inverse_mass, width=_width(z), **dense,
+    )  # fmt: skip
+    _copy_back(written, dense)
+
+
+def _width(z: Tensor) -> int:
+    return z.numel() // max(1, z.shape[0])
+
+
+def _copy_back(written: dict[str, Any], dense: dict[str, Any]) -> None:
+    for name, tensor in written.items():
+        if tensor is not None and dense[name] is not tensor:
+            tensor.copy_(dense[name])
+
+
 # Forward and backward ----------------------------------------------------------------------------
 
 
@@ -166,11 +243,11 @@ def _validate(like: Tensor, s: Step) -> int:
     )
 
 
-def _check_no_overlap(z: Tensor) -> None:
+def _check_no_overlap(z: Tensor, name: str = "z") -> None:
     for dimension, (size, stride) in enumerate(zip(z.shape, z.stride(), strict=True)):
         if size > 1 and stride == 0:
             raise RuntimeError(
-                "z must not be an expanded tensor where it is written in place: dimension "
+                f"{name} must not be an expanded tensor where it is written in place: dimension "
                 f"{dimension} has stride 0"
             )
 
@@ -183,12 +260,18 @@ def _share_memory(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() < ends[1] and b.data_ptr() < ends[0]
 
 
-def _check_same_or_apart(name: str, tensor: Tensor, z: Tensor) -> None:
+def _check_same_or_apart(name: str, tensor: Tensor, z: Tensor, written: str = "z") -> None:
     same = tensor.data_ptr() == z.data_ptr() and tensor.itemsize == z.itemsize
     if not same and _share_memory(tensor, z):
         raise RuntimeError(
-            f"{name} must not share a part of z's memory where z is written in place"
+            f"{name} must not share a part of {written}'s memory where {written} is written in "
+            "place"
         )
+
+
+def _check_apart(name: str, tensor: Tensor, z: Tensor) -> None:
+    if _share_memory(tensor, z):
+        raise RuntimeError(f"{name} must not share z's memory: both are written in place")
 
 
 # Arguments ---------------------------------------------------------------------------------------
@@ -244,3 +327,13 @@ def _launch(kernel: Any, elements: Tensor, shift: int, **arguments: Any) -> None
         kernel[(triton.cdiv(n + shift, block),)](
             n=n, T=dtype, BLOCK=block, num_warps=WARPS, **arguments
         )
+
+
+def _launch_chains(kernel: Any, state: Tensor, **arguments: Any) -> None:
+    """A program for each chain; its blocks, for float64 arithmetic, depend on its length alone."""
+    chains, width = state.shape[0], _width(state)
+    if chains == 0:
+        return
+    block = min(BLOCK // 2, max(WARPS * 32, triton.next_power_of_2(width)))
+    with torch.cuda.device_of(state):
+        kernel[(chains,)](width=width, BLOCK=block, num_warps=WARPS, **arguments)

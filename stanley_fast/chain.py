@@ -1,42 +1,27 @@
 """sample(): K transitions of a chain (Algorithm 1 lines 3 to 7), for any log-density f.
 
-The gradient of f dominates; everything around it is kept to one reduction and one fused, in-place
-step per transition.
+The gradient of f dominates; for the Langevin samplers everything around it is one reduction and one
+fused, in-place step per transition.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stanley_fast import checks, fusion, keys
-from stanley_fast.samplers import Sampler
+from stanley_fast.density import Density, LogDensity, NonFiniteError
+from stanley_fast.transition import Info, Sampler, State
 
-LogDensity = Callable[[Tensor], Tensor]
+__all__ = ["Chain", "NonFiniteError", "sample"]
 
-_BY_STEP = "step: f's gradient by autograd, then one fused transition; not in one kernel, because "
+_BY_STEP = "step: one transition at a time; not in one kernel, because "
 _WHOLE = "chain: all transitions of all chains in one kernel"
-
-
-class NonFiniteError(RuntimeError):
-    """A NaN or an infinity `step` transitions after z0, in these `chains` (rows of the batch)."""
-
-    def __init__(self, step: int, chains: list[int], what: str) -> None:
-        which = f"chain {chains[0]}" if chains else "a chain"
-        others = f" and {len(chains) - 1} more" if len(chains) > 1 else ""
-        super().__init__(f"NaN or infinity at step {step} in {which}{others}: {what} is not finite")
-        self.step = step
-        self.chains = chains
-        self.what = what
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.step, self.chains, self.what)
 
 
 @dataclass(frozen=True)
@@ -46,10 +31,13 @@ class Chain:
     Attributes:
         z: the last state, like z0.
         key: int64 (2,), the key moved past the noise this chain used: the next chain's key.
-        stats: what `record` named, each (steps,): its value where each transition starts.
+        stats: what `record` named, each (steps,): its value where each transition starts; where it
+            ends, for samplers that accept or reject.
         trace: (steps // keep_every, B, ...), the state after every keep_every-th transition, or
             None.
         rung: how the chain was run, and why.
+        acceptance: float64 (B,), each chain's mean acceptance probability over the transitions;
+            None where every transition is taken.
     """
 
     z: Tensor
@@ -57,6 +45,7 @@ class Chain:
     stats: dict[str, Tensor]
     trace: Tensor | None
     rung: str
+    acceptance: Tensor | None = None
 
 
 @torch.inference_mode(False)
@@ -81,33 +70,37 @@ def sample(
 
     Args:
         f: the unnormalised log-density, (B, ...) -> (B,): any callable. An nn.Module runs in eval
-            mode and its parameters get no gradient; both are put back, on errors too.
+            mode and its parameters get no gradient; both are put back, on errors too. For
+            `MetropolisHastings` f need not be differentiable.
         z0: (B, ...), float32, float64, float16 or bfloat16; not changed.
-        sampler: `Stanley(...)`, `Langevin(...)`, or anything with their methods.
+        sampler: `Stanley`, `Langevin`, `GradientAscent`, `MALA`, `MetropolisHastings`, `HMC`, or
+            anyone's `Sampler`.
         steps: K; 0 returns a copy of z0.
         key: int64 (2,), not changed; a torch.Generator, asked once; or None: torch's default
             generator, asked once.
         record: names of what to keep per transition: "grad_abs", the mean |g|; "log_density", the
             mean f; "stepsize", the mean stepsize; "at_max_stepsize", the share of elements at the
-            largest one.
+            largest one; "acceptance", the mean acceptance probability. Each sampler's `records`.
         keep_every: keep the state after every n-th transition, as `trace`.
         callback: called as callback(k, z) after transition k. z is the running state: clone it to
             keep it.
         backprop_steps: keep the graph through the last n transitions, so that a loss of the result
-            reaches f's parameters and, if n is `steps`, z0.
+            reaches f's parameters and, if n is `steps`, z0. Not where transitions are rejected.
         compile: run torch.compile(f).
         graph: "auto" or False; no chain runs in a CUDA graph yet.
         fused: run the whole chain in one kernel, which reads f's weights: for an `MLPEnergy`, or an
             nn.Sequential like it, with nothing asked per transition but `record`.
             "auto" where possible; True insists.
         first, total: this call owns elements [first, first + z0.numel()) of a state of `total`.
-            Batches sampled in parts, or by several processes, get the noise of the whole.
+            Batches sampled in parts, or by several processes, get the noise of the whole. Where
+            chains are accepted or rejected both must be multiples of a chain's elements.
 
     Returns:
         Chain.
 
     Raises:
-        NonFiniteError: a NaN or infinity in a state or gradient; names step and chain.
+        NonFiniteError: a NaN or infinity in a state or gradient; names step and chain. A proposal
+            that is not finite is no error, it is rejected.
         RuntimeError: f gives something else than (B,), or something that does not depend on z.
         TypeError, ValueError: an argument that makes no sense, or fused=True where that can't be.
 
@@ -126,8 +119,8 @@ def sample(
     key = key if isinstance(key, Tensor) else keys.key(key, z0.device)
     checks.key(key)
     after = keys.advance_(key.clone(), steps * ((total + 3) // 4))
-    run = _Run(torch.compile(f) if compile else f, sampler, key, first, total)
-    diary = _Diary(z0, record, steps, keep_every, callback)
+    density = Density(f, compile=compile)
+    diary = _Diary(z0, sampler, record, steps, keep_every, callback)
 
     why_not = "fused=False"
     if fused:
@@ -144,154 +137,64 @@ def sample(
             if fused is True:
                 raise ValueError(f"fused must be 'auto' or False here: {why_not}") from None
         else:
-            z, stats = run.whole(net, z0, steps, bool(record))
+            start = sampler.init(z0, Density(f))
+            z, stats = fusion.run(
+                net, start.z, sampler, start.gamma, steps, key, first, total, bool(record)
+            )
             if math.isfinite(z.sum().item()):
                 return Chain(z, after, {name: stats[name] for name in record}, None, _WHOLE)
             why_not = "it left the finite numbers"  # step by step it says where
 
+    def move(state: State, transitions: range) -> State:
+        for k in transitions:
+            state, info = sampler.step(state, density, key, k, first=first, total=total)
+            diary.write(k, state.z, info)
+        return state
+
     bare = steps - backprop_steps
-    owner = getattr(f, "__self__", f)  # the module, if f is a bound method of one
-    with _eval_mode(owner), torch.no_grad():
-        with torch.enable_grad():  # a copy that is part of z0's graph, where one is wanted
-            z = z0.clone(memory_format=torch.contiguous_format)
-        if bare:
-            z = z.detach().requires_grad_()
-        with _frozen_parameters(owner):
-            for k in range(bare):
-                z = run.transition(z, k, diary, differentiable=False)
-        with torch.enable_grad():
-            for k in range(bare, steps):
-                z = run.transition(z, k, diary, differentiable=True)
-        if not backprop_steps:
-            z = z.detach()
-        run.watch.finish(steps, z)
-    return Chain(z, after, diary.stats(), diary.trace, _BY_STEP + why_not)
-
-
-class _Run:
-    """One chain's transitions: f, the sampler, and what the sampler keeps from the first state."""
-
-    def __init__(
-        self, f: LogDensity, sampler: Sampler, key: Tensor, first: int, total: int
-    ) -> None:
-        self.f, self.sampler, self.key = f, sampler, key
-        self.first, self.total = first, total
-        self.ones: Tensor | None = None
-        self.state: Tensor | None = None
-        self.watch = _Watch()
-
-    def whole(
-        self, net: fusion.Net, z0: Tensor, steps: int, record: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """All transitions in one kernel: the last state, and statistics."""
-        z = z0.detach()
-        grad = z  # which only a frozen stepsize looks at
-        if getattr(self.sampler, "stepsize", "") == "frozen":
-            z = z.clone().requires_grad_()
+    with density.eval_mode(), torch.no_grad():
+        state = None
+        if bare or not backprop_steps:
+            with density.frozen_parameters():
+                state = move(sampler.init(z0, density), range(bare))
+        if backprop_steps:
+            density.differentiable = True
             with torch.enable_grad():
-                value = self.f(z)
-            grad = self._gradient(value, z, differentiable=False)
-        gamma = self.sampler.init(z, grad)
-        return fusion.run(
-            net, z.detach(), self.sampler, gamma, steps, self.key, self.first, self.total, record
-        )
-
-    def transition(self, z: Tensor, k: int, diary: _Diary, differentiable: bool) -> Tensor:
-        if not z.requires_grad:
-            z = z.detach().requires_grad_()
-        version = z._version
-        with torch.enable_grad():
-            value = self.f(z)
-        if z._version != version:
-            raise RuntimeError("f must not change z in place, but it did")
-        grad = self._gradient(value, z, differentiable)
-        self.watch.step(k, z, grad)
-        if k == 0:
-            self.state = self.sampler.init(z, grad)
-        diary.before(self.sampler, grad, self.state, value)
-        z = self.sampler.step(
-            z,
-            grad,
-            self.state,
-            self.key,
-            k,
-            first=self.first,
-            total=self.total,
-            inplace=not differentiable,
-        )
-        diary.after(k, z)
-        return z
-
-    def _gradient(self, value: Tensor, z: Tensor, differentiable: bool) -> Tensor:
-        _check_value(value, z)
-        if self.ones is None:
-            self.ones = torch.ones_like(value)
-        (grad,) = torch.autograd.grad(
-            value, z, self.ones, create_graph=differentiable, allow_unused=True
-        )
-        if grad is None:
-            raise RuntimeError(_DETACHED)
-        return grad
-
-
-class _Watch:
-    """Stops a chain at the first NaN or infinity, at the price of one reduction per transition.
-
-    z . g is not finite if any element of z or g is not; in half precision, where it soon overflows,
-    the sum of both in float32 takes its place. It may overflow besides, so then the exact answer is
-    looked for. On a GPU the products are looked at when the chain is over: no transition waits.
-    """
-
-    def __init__(self) -> None:
-        self.pending: list[Tensor] = []
-
-    def step(self, k: int, z: Tensor, grad: Tensor) -> None:
-        z, grad = z.detach(), grad.detach()
-        if z.dtype in (torch.float16, torch.bfloat16):
-            product = z.sum(dtype=torch.float32) + grad.sum(dtype=torch.float32)
-        else:
-            product = torch.dot(z.reshape(-1), grad.reshape(-1))
-        if product.is_cuda:
-            self.pending.append(product)
-        elif not math.isfinite(product.item()):
-            _raise_if_not_finite(k, z, "the state")
-            _raise_if_not_finite(k, grad, "the gradient of f")
-
-    def finish(self, steps: int, z: Tensor) -> None:
-        if self.pending:
-            bad = torch.stack(self.pending).isfinite().logical_not_().nonzero()
-            if len(bad):
-                raise NonFiniteError(int(bad[0]), _bad_chains(z), "the state or the gradient of f")
-        if not math.isfinite(z.detach().sum().item()):
-            _raise_if_not_finite(steps, z, "the state")
+                state = move(state or sampler.init(z0, density), range(bare, steps))
+        assert state is not None
+        z = state.z if backprop_steps else state.z.detach()
+        density.finish(steps, z)
+    return Chain(z, after, diary.stats(), diary.trace, _BY_STEP + why_not, diary.acceptance())
 
 
 class _Diary:
-    """What the caller asked to keep of a chain's course."""
+    """What the caller asked to keep of a chain's course, and how often it was accepted."""
 
     def __init__(
         self,
         z0: Tensor,
+        sampler: Sampler,
         record: Sequence[str],
         steps: int,
         keep_every: int | None,
         callback: Callable[[int, Tensor], object] | None,
     ) -> None:
         self.kept: dict[str, list[Tensor]] = {name: [] for name in record}
-        self.keep_every, self.callback = keep_every, callback
+        self.sampler, self.keep_every, self.callback = sampler, keep_every, callback
         self.empty = z0.new_empty(0)
         self.trace = None if keep_every is None else z0.new_empty((steps // keep_every, *z0.shape))
+        self.steps, self.accepted = steps, None
+        if "acceptance" in sampler.records:
+            self.accepted = torch.zeros(len(z0), dtype=torch.float64, device=z0.device)
 
-    def before(self, sampler: Sampler, grad: Tensor, state: Tensor | None, value: Tensor) -> None:
-        if not self.kept:
-            return
-        with torch.no_grad():
-            now = sampler.stats(grad, state)
-            now |= {"grad_abs": grad.abs().mean(), "log_density": value.mean()}
-        for name, values in self.kept.items():
-            values.append(now[name])
-
-    def after(self, k: int, z: Tensor) -> None:
+    def write(self, k: int, z: Tensor, info: Info) -> None:
+        if self.kept:
+            with torch.no_grad():
+                now = self.sampler.stats(info)
+            for name, values in self.kept.items():
+                values.append(now[name].detach())
+        if self.accepted is not None and info.probability is not None:
+            self.accepted += info.probability
         if self.trace is not None and self.keep_every and (k + 1) % self.keep_every == 0:
             self.trace[k // self.keep_every].copy_(z.detach())
         if self.callback is not None:
@@ -300,65 +203,8 @@ class _Diary:
     def stats(self) -> dict[str, Tensor]:
         return {n: torch.stack(v) if v else self.empty for n, v in self.kept.items()}
 
-
-@contextmanager
-def _eval_mode(f: object) -> Iterator[None]:
-    """A module in eval mode, each submodule's flag put back.
-
-    Flags alone: the train() and eval() of some modules do more (merge weights), which would stay.
-    """
-    training = [m for m in f.modules() if m.training] if isinstance(f, nn.Module) else []
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def _frozen_parameters(f: object) -> Iterator[None]:
-    """A module whose parameters ask for no gradient, so that none is computed."""
-    parameters = f.parameters() if isinstance(f, nn.Module) else ()
-    asking = [p for p in parameters if p.requires_grad]
-    for p in asking:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in asking:
-            p.requires_grad_(True)
-
-
-def _bad_chains(tensor: Tensor) -> list[int]:
-    bad = tensor.detach().isfinite().logical_not_()
-    rows = bad.reshape(len(bad), -1).any(dim=1).nonzero()
-    return [int(row) for row in rows]
-
-
-def _raise_if_not_finite(step: int, tensor: Tensor, what: str) -> None:
-    chains = _bad_chains(tensor)
-    if chains:
-        raise NonFiniteError(step, chains, what)
-
-
-_DETACHED = (
-    "f must return something that depends on z through autograd, got a result detached from z "
-    "(was it computed under no_grad, detached, or from a copy?)"
-)
-
-
-def _check_value(value: object, z: Tensor) -> None:
-    if not isinstance(value, Tensor):
-        raise RuntimeError(f"f must return a tensor of shape [{len(z)}], got {type(value)}")
-    if value.shape != z.shape[:1]:
-        raise RuntimeError(
-            f"f must return one log-density per chain, shape [{len(z)}] for z of shape "
-            f"{list(z.shape)}, got shape {list(value.shape)}"
-        )
-    if not value.requires_grad:
-        raise RuntimeError(_DETACHED)
+    def acceptance(self) -> Tensor | None:
+        return None if self.accepted is None else self.accepted / self.steps
 
 
 def _check(
@@ -378,7 +224,7 @@ def _check(
         raise ValueError(f"steps must be 0 or more, got {steps}")
     if isinstance(record, str):
         raise TypeError(f"record must be a sequence of names, got the string {record!r}")
-    known = ("grad_abs", "log_density", *sampler.records)
+    known = sampler.records
     unknown = [name for name in record if name not in known]
     if unknown:
         raise ValueError(f"record knows {', '.join(known)}; got {', '.join(map(repr, unknown))}")
@@ -386,6 +232,11 @@ def _check(
         raise ValueError(f"keep_every must be 1 or more, or None, got {keep_every}")
     if not 0 <= backprop_steps <= steps:
         raise ValueError(f"backprop_steps must be in [0, steps = {steps}], got {backprop_steps}")
+    if backprop_steps and "acceptance" in known:
+        raise ValueError(
+            f"backprop_steps must be 0 for {type(sampler).__name__}: accepting or rejecting has no "
+            f"derivative; got {backprop_steps}"
+        )
 
 
 def _check_rungs(compile: bool, backprop_steps: int, graph: bool | str, fused: bool | str) -> None:

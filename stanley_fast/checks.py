@@ -108,19 +108,23 @@ def stepsize(grad: Tensor, threshold: float, step_size: float) -> None:
     positive("step_size", step_size, grad.dtype)
 
 
-def gamma(gamma: float | Tensor, z: Tensor) -> None:
+def gamma(gamma: float | Tensor, z: Tensor, name: str = "gamma") -> None:
     if not isinstance(gamma, Tensor):
-        positive("gamma", gamma, z.dtype)
+        positive(name, gamma, z.dtype)
         return
     wanted = compute_dtype(z.dtype)
     if gamma.dtype != wanted:
-        raise RuntimeError(f"gamma must be {wanted} for a {z.dtype} z, got {gamma.dtype}")
-    on_same_device("gamma", gamma, z)
-    sizes = zip(reversed(gamma.shape), reversed(z.shape), strict=False)
-    if gamma.dim() > z.dim() or any(a not in (1, b) for a, b in sizes):
+        raise RuntimeError(f"{name} must be {wanted} for a {z.dtype} z, got {gamma.dtype}")
+    on_same_device(name, gamma, z)
+    if not _broadcasts(gamma.shape, z.shape):
         raise RuntimeError(
-            f"gamma must broadcast to z's shape {list(z.shape)}, got {list(gamma.shape)}"
+            f"{name} must broadcast to z's shape {list(z.shape)}, got {list(gamma.shape)}"
         )
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    sizes = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in sizes)
 
 
 def clamp(clamp: Any) -> None:
@@ -179,3 +183,134 @@ def step(
     if update not in ("paper", "script"):
         raise RuntimeError(f"update must be 'paper' or 'script', got {update!r}")
     return part(z.numel(), first, total)
+
+
+# The Metropolis operations -----------------------------------------------------------------------
+
+
+def chains(z: Tensor) -> None:
+    """A state of several chains, in a dtype whose rounding an acceptance can bear."""
+    tensor("z", z)
+    if z.dtype not in (torch.float32, torch.float64):
+        raise RuntimeError(f"z must be float32 or float64, got {z.dtype}")
+    if z.dim() == 0:
+        raise RuntimeError("z must be (B, ...), a chain in each row, got []")
+
+
+def scalar_stepsize(step_size: float | Tensor, z: Tensor) -> None:
+    """A number, or a tensor of one; its value is not looked at, since it may be on a GPU."""
+    if not isinstance(step_size, Tensor):
+        positive("step_size", step_size, z.dtype)
+        return
+    if step_size.dtype not in (torch.float32, torch.float64) or step_size.dim() != 0:
+        raise RuntimeError(
+            "step_size must be a number or a float32 or float64 tensor of shape (), got "
+            f"{step_size.dtype} {list(step_size.shape)}"
+        )
+    on_same_device("step_size", step_size, z)
+
+
+def proposal(
+    z: Tensor,
+    grad: Tensor,
+    z_new: Tensor,
+    grad_new: Tensor,
+    gamma_: Tensor | None,
+    gamma_new: Tensor | None,
+    step_size: float | Tensor | None,
+    threshold: float | None,
+    noise_scale: float,
+) -> None:
+    """A threshold of None, or infinite, is one stepsize for all."""
+    chains(z)
+    for name, value in (("grad", grad), ("z_new", z_new), ("grad_new", grad_new)):
+        same(name, value, z)
+    one_stepsize = threshold is None or threshold == math.inf
+    if gamma_ is None and gamma_new is None:
+        if step_size is None:
+            raise RuntimeError("step_size must be given where gamma and gamma_new are not")
+        scalar_stepsize(step_size, z)
+        if threshold is not None and not one_stepsize:
+            positive("threshold", threshold, z.dtype)
+    else:
+        if step_size is not None or not one_stepsize:
+            raise RuntimeError("step_size and threshold must be None where gamma is given")
+        for name, given in (("gamma", gamma_), ("gamma_new", gamma_new)):
+            if not isinstance(given, Tensor):
+                raise RuntimeError(f"{name} must be a tensor, got {given!r}")
+            gamma(given, z, name)
+    positive("noise_scale", noise_scale, z.dtype)
+
+
+def per_chain(name: str, value: Tensor, z: Tensor) -> None:
+    tensor(name, value)
+    if value.dtype not in (torch.float32, torch.float64) or value.shape != z.shape[:1]:
+        raise RuntimeError(
+            f"{name} must be float32 or float64 of shape {list(z.shape[:1])}, got "
+            f"{value.dtype} {list(value.shape)}"
+        )
+    on_same_device(name, value, z)
+
+
+def accept(
+    z: Tensor,
+    grad: Tensor | None,
+    log_density: Tensor,
+    z_new: Tensor,
+    grad_new: Tensor | None,
+    log_density_new: Tensor,
+    log_ratio: Tensor,
+    key_: Tensor,
+    step: int,
+    first: int,
+    total: int | None,
+) -> int:
+    """Returns the total of chains."""
+    chains(z)
+    same("z_new", z_new, z)
+    if grad is None or grad_new is None:
+        if grad is not None or grad_new is not None:
+            raise RuntimeError("grad and grad_new must be given both, or both be None")
+    else:
+        same("grad", grad, z)
+        same("grad_new", grad_new, z)
+    per_chain("log_density", log_density, z)
+    per_chain("log_density_new", log_density_new, z)
+    if log_density_new.dtype != log_density.dtype:
+        raise RuntimeError(
+            f"log_density_new must have log_density's dtype {log_density.dtype}, got "
+            f"{log_density_new.dtype}"
+        )
+    per_chain("log_ratio", log_ratio, z)
+    if log_ratio.dtype != torch.float64:
+        raise RuntimeError(f"log_ratio must be float64, got {log_ratio.dtype}")
+    key(key_)
+    on_same_device("key", key_, z)
+    integer("step", step)
+    return part(z.shape[0], first, total)
+
+
+def leapfrog(
+    z: Tensor,
+    momentum: Tensor,
+    grad: Tensor,
+    step_size: float | Tensor,
+    kick: float,
+    inverse_mass: Tensor | None,
+) -> None:
+    chains(z)
+    same("momentum", momentum, z)
+    same("grad", grad, z)
+    scalar_stepsize(step_size, z)
+    positive("kick", kick, z.dtype)
+    if inverse_mass is None:
+        return
+    tensor("inverse_mass", inverse_mass)
+    if inverse_mass.dtype != z.dtype:
+        raise RuntimeError(f"inverse_mass must have z's dtype {z.dtype}, got {inverse_mass.dtype}")
+    on_same_device("inverse_mass", inverse_mass, z)
+    if not _broadcasts(inverse_mass.shape, z.shape[1:]):
+        raise RuntimeError(
+            f"inverse_mass must broadcast to a chain's shape {list(z.shape[1:])}, got "
+            f"{list(inverse_mass.shape)}"
+        )

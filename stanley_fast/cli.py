@@ -1,4 +1,4 @@
-"""The command line: stanley-fast train | sample | compare | doctor.
+"""The command line: stanley-fast train | sample | compare | ergodicity | doctor.
 
 The commands are in commands/, one file each. A user's mistake is one line on stderr and exit status
 2; a run that fails is one with status 1.

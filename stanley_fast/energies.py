@@ -1,6 +1,7 @@
 """Energies and targets. Each is f, the unnormalised log-density (B, ...) -> (B,); energy E = -f.
 
-`MLPEnergy` is learned; `GaussianMixture` and `Rings` are exact, with exact samples from a key.
+`MLPEnergy` is learned. The others are targets, exact log-densities with exact moments and exact
+samples from a key; targets.py has more.
 """
 
 from __future__ import annotations
@@ -18,11 +19,21 @@ from stanley_fast.reference import STREAM_STARTS
 
 
 class Target(Protocol):
-    """A known distribution: exact log-density and exact samples."""
+    """A known distribution: exact log-density, exact samples, exact moments."""
 
     @property
     def extent(self) -> float:
         """Half the side of the square around 0 that holds all but 4-sigma tails."""
+        ...
+
+    @property
+    def mean(self) -> Tensor:
+        """Of each coordinate, float64 (d,)."""
+        ...
+
+    @property
+    def variance(self) -> Tensor:
+        """Of each coordinate, float64 (d,)."""
         ...
 
     def __call__(self, z: Tensor, /) -> Tensor: ...
@@ -110,6 +121,15 @@ class GaussianMixture(nn.Module):
         """Half the side of the square around 0 that holds every mode and 4 sd around it."""
         return float((self.means.abs().amax(dim=1) + 4 * self.scales).amax())
 
+    @property
+    def mean(self) -> Tensor:
+        return self.weights @ self.means
+
+    @property
+    def variance(self) -> Tensor:
+        second = self.means.square() + self.scales.square()[:, None]
+        return self.weights @ second - self.mean.square()
+
     def forward(self, z: Tensor) -> Tensor:
         dimension = self.means.shape[1]
         means, scales = self.means.to(z.dtype), self.scales.to(z.dtype)
@@ -132,9 +152,15 @@ def _per_mode(name: str, value: Tensor | float, modes: int) -> Tensor:
     given = torch.as_tensor(value, dtype=torch.float64)
     if tuple(given.shape) not in ((), (modes,)):
         raise ValueError(f"{name} must be a number or ({modes},), got {list(given.shape)}")
+    positive(name, given)
+    return given.expand(modes).clone()
+
+
+def positive(name: str, value: Tensor | float) -> None:
+    """ValueError unless every number of `value` is positive and finite."""
+    given = torch.as_tensor(value, dtype=torch.float64)
     if not bool(((given > 0) & (given < math.inf)).all()):
         raise ValueError(f"{name} must be positive and finite, got {given.tolist()}")
-    return given.expand(modes).clone()
 
 
 def gaussian_ring(modes: int = 8, radius: float = 1.0, sd: float = 0.15) -> GaussianMixture:
@@ -150,20 +176,24 @@ def gaussian_ring(modes: int = 8, radius: float = 1.0, sd: float = 0.15) -> Gaus
     return GaussianMixture(radius * torch.stack([angle.cos(), angle.sin()], dim=1), sd)
 
 
-class Rings(nn.Module):
-    """The four rings of Nijkamp et al. 2020: radius k + N(0, 0.15^2), k = 1 ... 4, uniform angle.
+class _Concentric(nn.Module):
+    """Equal rings around 0: radius radii[k] + N(0, sd^2), uniform angle.
 
-    Calling it: z (B, 2) -> exact log-density (B,), z's dtype:
-    log 1/4 sum_k N(r; k, 0.15^2) / (2 pi r).
-    A negative radius would lie more than 6 sd from the innermost ring; it is left out of the sum.
-
-    >>> Rings()(torch.tensor([[0.0, 2.0]]))  # 1/4 * 2.6596 / (4 pi)
-    tensor([-2.9391])
+    The log-density log 1/M sum_k N(r; radii[k], sd^2) / (2 pi r) leaves out the negative radii.
     """
 
-    radii = (1.0, 2.0, 3.0, 4.0)
-    sd = 0.15
-    extent = radii[-1] + 4 * sd
+    radii: tuple[float, ...]
+    sd: float
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.zeros(2, dtype=torch.float64)
+
+    @property
+    def variance(self) -> Tensor:
+        """Half of E r^2: the two coordinates are alike."""
+        squares = [radius**2 + self.sd**2 for radius in self.radii]
+        return torch.full((2,), sum(squares) / len(squares) / 2, dtype=torch.float64)
 
     def forward(self, z: Tensor) -> Tensor:
         radius = points(z, 2).norm(dim=1).clamp_min(torch.finfo(z.dtype).tiny)
@@ -181,6 +211,45 @@ class Rings(nn.Module):
         ring = ring.clamp_max(len(self.radii) - 1)  # the float32 cdf reaches 1 at 5.4 sd
         radius = torch.tensor(self.radii, device=key.device)[ring] + self.sd * draws[:, 3]
         return radius[:, None] * direction
+
+
+class Rings(_Concentric):
+    """The four rings of Nijkamp et al. 2020: radius k + N(0, 0.15^2), k = 1 ... 4, uniform angle.
+
+    Calling it: z (B, 2) -> exact log-density (B,), z's dtype:
+    log 1/4 sum_k N(r; k, 0.15^2) / (2 pi r).
+    A negative radius would lie more than 6 sd from the innermost ring; it is left out of the sum.
+
+    >>> Rings()(torch.tensor([[0.0, 2.0]]))  # 1/4 * 2.6596 / (4 pi)
+    tensor([-2.9391])
+    """
+
+    radii = (1.0, 2.0, 3.0, 4.0)
+    sd = 0.15
+    extent = radii[-1] + 4 * sd
+
+
+class Ring(_Concentric):
+    """One ring: radius ~ N(radius, sd^2), uniform angle.
+
+    Args:
+        radius: of the ring, at least 5 sd: the negative radii are left out of the density.
+        sd: of the radius.
+
+    Calling it: z (B, 2) -> exact log-density (B,), z's dtype: log N(r; radius, sd^2) / (2 pi r).
+    Raises ValueError: sd not positive and finite; radius below 5 sd or not finite.
+
+    >>> Ring(1.0, 0.1)(torch.tensor([[0.0, 1.0]]))  # 3.9894 / (2 pi)
+    tensor([-0.4542])
+    """
+
+    def __init__(self, radius: float = 1.0, sd: float = 0.15) -> None:
+        super().__init__()
+        positive("sd", sd)
+        if not 5 * sd <= radius < math.inf:
+            raise ValueError(f"radius must be finite and at least 5 sd = {5 * sd:g}, got {radius}")
+        self.radii, self.sd = (float(radius),), float(sd)
+        self.extent = self.radii[0] + 4 * self.sd
 
 
 class _Negated(nn.Module):

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from stanley_fast.backends import backends, select
 from stanley_fast.energies import MLPEnergy
 from stanley_fast.library import COMPILED, TRITON
-from stanley_fast.samplers import Langevin, Sampler, Stanley
+from stanley_fast.samplers import GradientAscent, Langevin, Sampler, Stanley
 
 LARGEST_INPUT, LARGEST_WIDTH, LAYERS = 16, 128, range(2, 9)
 
@@ -111,7 +111,7 @@ def run(
     return z.view(z0.shape), dict(zip(STATS, rows, strict=False))
 
 
-def _settings(sampler: Sampler) -> tuple[float | bool, ...]:
+def _settings(sampler: Sampler) -> tuple[float | Tensor | bool, ...]:
     """threshold, step_size, noise_scale, grad_clamp, clamp_min, clamp_max, script."""
     if isinstance(sampler, Stanley):
         th, grad_clamp, script = sampler.threshold, math.inf, sampler.update == "script"
@@ -157,7 +157,10 @@ def _check_memory(widths: tuple[int, ...], z0: Tensor) -> None:
 
 
 def _check_sampler(sampler: Sampler) -> None:
-    _require(type(sampler) in (Stanley, Langevin), "the sampler is neither Stanley nor Langevin")
+    known = type(sampler) in (Stanley, Langevin, GradientAscent)
+    _require(known, "the sampler is neither Stanley nor Langevin")
+    adjusted = isinstance(sampler, Stanley) and sampler.adjusted
+    _require(not adjusted, "every transition is accepted or rejected")
     if isinstance(sampler, Stanley) and sampler.stepsize == "adaptive":
         _require(sampler.norm == "element", f"the stepsize has norm={sampler.norm!r}")
 

@@ -37,6 +37,14 @@ _SCHEMAS = (
     "normal_(Tensor(a!) out, Tensor key, SymInt step, int stream, SymInt first, SymInt? total)"
     " -> ()",
     "stepsize(Tensor grad, float threshold, float step_size) -> Tensor",
+    # A threshold of inf is one stepsize for all; step_size is given where gamma is not.
+    "proposal_log_ratio(Tensor z, Tensor grad, Tensor z_new, Tensor grad_new, Tensor? gamma, "
+    "Tensor? gamma_new, Tensor? step_size, float threshold, float noise_scale) -> Tensor",
+    "accept_(Tensor(a!) z, Tensor(b!)? grad, Tensor(c!) log_density, Tensor z_new, "
+    "Tensor? grad_new, Tensor log_density_new, Tensor log_ratio, Tensor key, SymInt step, "
+    "SymInt first, SymInt? total) -> (Tensor accepted, Tensor probability)",
+    "leapfrog_(Tensor(a!) z, Tensor(b!) momentum, Tensor grad, Tensor step_size, float kick, "
+    "Tensor? inverse_mass) -> ()",
 )
 
 # Whole chains of a small net: no CUDA C++. Stepsizes are gamma's, or without it Eq. 4's. stats
@@ -157,6 +165,28 @@ def _(grad: Tensor, threshold: float, step_size: float) -> Tensor:
     return torch.empty_like(grad, dtype=checks.compute_dtype(grad.dtype))
 
 
+@_fake("proposal_log_ratio")
+def _(z: Tensor, grad: Tensor, z_new: Tensor, grad_new: Tensor, gamma: Tensor | None,
+      gamma_new: Tensor | None, step_size: Tensor | None, threshold: float, noise_scale: float,
+      ) -> Tensor:  # fmt: skip
+    checks.proposal(
+        z, grad, z_new, grad_new, gamma, gamma_new, step_size, threshold, noise_scale
+    )  # fmt: skip
+    return z.new_empty(z.shape[:1], dtype=torch.float64)
+
+
+@_fake("accept_")
+def _(z: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    checks.accept(z, *rest)
+    chains = z.shape[:1]
+    return z.new_empty(chains, dtype=torch.bool), z.new_empty(chains, dtype=torch.float64)
+
+
+@_fake("leapfrog_")
+def _(z: Tensor, *rest: Any) -> None:
+    checks.leapfrog(z, *rest)
+
+
 @_fake("mlp_chain")
 def _(z: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     steps, record = rest[7], rest[-1]
@@ -247,17 +277,30 @@ def refuse_grad() -> None:
         )
 
 
-def below_autograd(op: Any, args: tuple[Any, ...]) -> Tensor:
-    """Runs a kernel that writes its first argument, tells autograd that it changed, returns it."""
-    z: Tensor = args[0]
-    is_inference = z.is_inference()
-    if is_inference and not torch.is_inference_mode_enabled():
+def refuse_metropolis_grad(args: tuple[Any, ...]) -> None:
+    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        raise RuntimeError(
+            "the Metropolis operations have no gradient, but grad mode is on and an argument "
+            "requires grad; detach it, or run under torch.no_grad()"
+        )
+
+
+# Which arguments an operation writes.
+WRITTEN = {"accept_": slice(0, 3), "leapfrog_": slice(0, 2), "proposal_log_ratio": slice(0)}
+
+
+def below_autograd(op: Any, args: tuple[Any, ...], written: slice = slice(1)) -> Any:
+    """Runs a kernel that writes some of its arguments, and tells autograd that they changed."""
+    tensors = [t for t in args[written] if t is not None]
+    in_inference = torch.is_inference_mode_enabled()
+    if not in_inference and any(t.is_inference() for t in tensors):
         raise RuntimeError("z is an inference tensor, written in place outside inference mode")
     with torch._C._AutoDispatchBelowADInplaceOrView():
-        op(*args)
-    if not is_inference:
-        torch.autograd.graph.increment_version(z)
-    return z
+        result = op(*args)
+    for tensor in tensors:
+        if not tensor.is_inference():
+            torch.autograd.graph.increment_version(tensor)
+    return result
 
 
 def _in_place_autograd(op: Any) -> Callable[..., None]:
@@ -269,9 +312,23 @@ def _in_place_autograd(op: Any) -> Callable[..., None]:
     return run
 
 
+def _metropolis_autograd(op: Any, written: slice) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        refuse_metropolis_grad(args)
+        return below_autograd(op, args, written)
+
+    return run
+
+
 for _namespace, _library in _libraries.items():
-    for _name in ("stanley_step_", "langevin_step_", "normal_"):
-        _kernel = _in_place_autograd(getattr(getattr(torch.ops, _namespace), _name))
+    _ops = getattr(torch.ops, _namespace)
+    _kernels = {
+        name: _in_place_autograd(getattr(_ops, name))
+        for name in ("stanley_step_", "langevin_step_", "normal_")
+    }
+    for _name, _written in WRITTEN.items():
+        _kernels[_name] = _metropolis_autograd(getattr(_ops, _name), _written)
+    for _name, _kernel in _kernels.items():
         _library.impl(_name, _kernel, "Autograd")
         _library.impl(_name, _kernel, "ADInplaceOrView")  # under inference_mode
 

@@ -166,3 +166,93 @@ def _update(
         moved = moved.clamp(lo, hi)
     # The result keeps z's dtype and strides, whatever the arithmetic above made of them.
     return torch.empty_like(z).copy_(moved)
+
+
+# Metropolis-Hastings and Hamiltonian Monte Carlo --------------------------------------------------
+
+
+def proposal_log_ratio(
+    z: Tensor,
+    grad: Tensor,
+    z_new: Tensor,
+    grad_new: Tensor,
+    *,
+    gamma: Tensor | None = None,
+    gamma_new: Tensor | None = None,
+    threshold: float | None = None,
+    step_size: float | Tensor | None = None,
+    noise_scale: float = 1.0,
+) -> Tensor:
+    """See `stanley_fast.ops.proposal_log_ratio`: log q(z | z') - log q(z' | z)."""
+    checks.proposal(
+        z, grad, z_new, grad_new, gamma, gamma_new, step_size, threshold, noise_scale
+    )  # fmt: skip
+    moved = z_new.double() - z.double()
+    g, g_new = grad.double(), grad_new.double()
+    if gamma is None or gamma_new is None:
+        size = torch.as_tensor(step_size, dtype=torch.float64, device=z.device)
+        y, y_new = (_stepsize_float64(x, threshold, size) for x in (g, g_new))
+    else:
+        y, y_new = gamma.double(), gamma_new.double()
+    # Twice minus the log-densities of N(y/2 g, y eps^2), each without ln(2 pi eps^2).
+    there = (moved - y / 2 * g) ** 2 / (y * noise_scale**2) + y.log()
+    back = (moved + y_new / 2 * g_new) ** 2 / (y_new * noise_scale**2) + y_new.log()
+    return ((there - back) / 2).unsqueeze(-1).flatten(1).sum(1)
+
+
+def _stepsize_float64(grad: Tensor, threshold: float | None, step_size: Tensor) -> Tensor:
+    """Eq. 4; without a threshold one stepsize for all."""
+    if threshold is None or threshold == math.inf:
+        return step_size
+    return step_size * (threshold / grad.abs().clamp(min=threshold))
+
+
+@torch.no_grad()
+def accept_(
+    z: Tensor,
+    grad: Tensor | None,
+    log_density: Tensor,
+    z_new: Tensor,
+    grad_new: Tensor | None,
+    log_density_new: Tensor,
+    log_ratio: Tensor,
+    key: Tensor,
+    step: int = 0,
+    *,
+    first: int = 0,
+    total: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `stanley_fast.ops.accept_`."""
+    total = checks.accept(
+        z, grad, log_density, z_new, grad_new, log_density_new, log_ratio, key, step, first, total
+    )
+    n = z.shape[0]
+    w = words(n, key, step, STREAM_ACCEPT, first, total).flatten()[first % 4 : first % 4 + n]
+    u = (w.double() + 0.5) * 2.0**-32
+    log_alpha = log_density_new.double() - log_density.double() + log_ratio
+    proper = log_density_new.isfinite() & ~log_alpha.isnan()
+    accepted = proper & (u.log() <= log_alpha)
+    probability = torch.where(proper, log_alpha.clamp(max=0.0).exp(), 0.0)
+    for old, new in ((z, z_new), (grad, grad_new), (log_density, log_density_new)):
+        if old is not None and new is not None:
+            rows = accepted.view(n, *[1] * (old.dim() - 1))
+            old.copy_(torch.where(rows, new, old))
+    return accepted, probability
+
+
+@torch.no_grad()
+def leapfrog_(
+    z: Tensor,
+    momentum: Tensor,
+    grad: Tensor,
+    *,
+    step_size: float | Tensor,
+    kick: float = 1.0,
+    inverse_mass: Tensor | None = None,
+) -> None:
+    """See `stanley_fast.ops.leapfrog_`."""
+    checks.leapfrog(z, momentum, grad, step_size, kick, inverse_mass)
+    size = torch.as_tensor(step_size, dtype=torch.float64, device=z.device)
+    momentum += (kick * size).to(z.dtype) * grad
+    rate = size.to(z.dtype)
+    z += (rate if inverse_mass is None else rate * inverse_mass) * momentum

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from stanley_fast import checkpoint, keys, plots
-from stanley_fast.chain import Chain, LogDensity, sample
+from stanley_fast.chain import Chain, sample
+from stanley_fast.density import LogDensity
 from stanley_fast.energies import MLPEnergy
 from stanley_fast.experiments import TARGETS, SettingsError, ToyConfig
 from stanley_fast.metrics import Quality, grid_density

@@ -1,51 +1,22 @@
-"""Samplers: how a chain moves, given the gradient. Each is a frozen dataclass of its settings.
+"""Langevin samplers: `Stanley`, `Langevin`, `GradientAscent`. Frozen dataclasses of their settings.
 
-The chain (chain.py) asks `init` once, at its first state, for what stays fixed over its
-transitions, then `step` once per transition.
+transition.py says what a sampler is; metropolis.py and hmc.py have the others.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from dataclasses import KW_ONLY, dataclass, field
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from stanley_fast import ops
+from stanley_fast import metropolis, ops, settings
 from stanley_fast.checks import compute_dtype
+from stanley_fast.density import Density
+from stanley_fast.transition import Info, Sampler, State
 
-
-@runtime_checkable
-class Sampler(Protocol):
-    """What a chain needs of a sampler."""
-
-    records: ClassVar[tuple[str, ...]]
-    """The names `stats` knows, which `sample(record=...)` may ask for."""
-
-    def init(self, z: Tensor, grad: Tensor) -> Tensor | None:
-        """What stays fixed over a chain, from its first state and the gradient there."""
-        ...
-
-    def step(
-        self,
-        z: Tensor,
-        grad: Tensor,
-        state: Tensor | None,
-        key: Tensor,
-        k: int,
-        *,
-        first: int = 0,
-        total: int | None = None,
-        inplace: bool = False,
-    ) -> Tensor:
-        """Transition k of the chain; `state` is what `init` gave."""
-        ...
-
-    def stats(self, grad: Tensor, state: Tensor | None) -> dict[str, Tensor]:
-        """0-dim tensors by name, for the transition that `grad` leads to."""
-        ...
+__all__ = ["GradientAscent", "Langevin", "Sampler", "Stanley"]
 
 
 @dataclass(frozen=True)
@@ -64,53 +35,122 @@ class Stanley:
         update: "paper" is Eq. 5; "script" is z + stepsize * g + stepsize * noise, as his code
             has it.
         clamp: (lo, hi) bounds the state after each transition.
+        adjusted: accept or reject each transition (Metropolis-Hastings), so that the chain's law is
+            exp(f), whatever the settings above; they decide how often it accepts. It wants
+            noise_scale > 0, update="paper", no clamp and a float32 or float64 state; step_size may
+            be a 0-dim tensor, read on its device.
 
     Raises:
         ValueError: a setting out of its range.
 
     >>> Stanley(0.1, noise_scale=0.15)
     Stanley(threshold=0.1, step_size=1.0, noise_scale=0.15, stepsize='adaptive', norm='element', \
-update='paper', clamp=None)
+update='paper', clamp=None, adjusted=False)
     """
 
     threshold: float
-    step_size: float = 1.0
+    step_size: float | Tensor = 1.0
     noise_scale: float = 1.0
     _: KW_ONLY
     stepsize: Literal["adaptive", "frozen"] = "adaptive"
     norm: Literal["element", "channel", "sample"] = "element"
     update: Literal["paper", "script"] = "paper"
     clamp: tuple[float, float] | None = None
+    adjusted: bool = False
 
-    records: ClassVar[tuple[str, ...]] = ("stepsize", "at_max_stepsize")
+    tuned: ClassVar[tuple[str, float]] = ("step_size", 0.574)
+    """The setting that `warm_up` tunes, and the acceptance it aims at."""
 
     def __post_init__(self) -> None:
-        _positive("threshold", self.threshold)
-        _positive("step_size", self.step_size)
-        _not_negative("noise_scale", self.noise_scale)
-        _one_of("stepsize", self.stepsize, ("adaptive", "frozen"))
-        _one_of("norm", self.norm, ("element", "channel", "sample"))
-        _one_of("update", self.update, ("paper", "script"))
-        _interval("clamp", self.clamp)
+        settings.positive("threshold", self.threshold)
+        settings.one_of("stepsize", self.stepsize, ("adaptive", "frozen"))
+        settings.one_of("norm", self.norm, ("element", "channel", "sample"))
+        settings.one_of("update", self.update, ("paper", "script"))
+        settings.interval("clamp", self.clamp)
+        if not self.adjusted:
+            settings.positive("step_size", self.step_size)
+            settings.not_negative("noise_scale", self.noise_scale)
+            return
+        settings.step_length("step_size", self.step_size)
+        settings.positive("noise_scale", self.noise_scale)  # without noise nothing is reversible
+        if self.update != "paper":
+            raise ValueError(f"update must be 'paper' with adjusted=True, got {self.update!r}")
+        if self.clamp is not None:
+            raise ValueError(f"clamp must be None with adjusted=True, got {self.clamp}")
 
-    def init(self, z: Tensor, grad: Tensor) -> Tensor | None:
+    @property
+    def records(self) -> tuple[str, ...]:
+        names = ("grad_abs", "log_density", "stepsize", "at_max_stepsize")
+        return (*names, "acceptance") if self.adjusted else names
+
+    def init(self, z: Tensor, f: Density) -> State:
         if self.norm == "channel" and z.dim() < 2:
             raise ValueError(f"norm='channel' needs a state (B, C, ...), got shape {list(z.shape)}")
-        return self._gamma(grad) if self.stepsize == "frozen" else None
+        state = metropolis.start(z, f) if self.adjusted else State(f.start(z))
+        if self.stepsize == "adaptive":
+            return state
+        if state.grad is None:
+            state = State(state.z, *f.finite_value_and_grad(state.z))
+        assert state.grad is not None
+        return state._replace(gamma=self._gamma(state.grad))
 
     def step(
         self,
-        z: Tensor,
-        grad: Tensor,
-        state: Tensor | None,
+        state: State,
+        f: Density,
         key: Tensor,
         k: int,
         *,
         first: int = 0,
         total: int | None = None,
-        inplace: bool = False,
+    ) -> tuple[State, Info]:
+        if self.adjusted:
+            return self._adjusted_step(state, f, key, k, first, total)
+        z, value, grad, frozen = state
+        if value is None or grad is None:
+            value, grad = f.finite_value_and_grad(z)
+        gamma = self._gamma_for_step(grad, frozen)
+        z = self._move(z, grad, gamma, key, k, first, total, inplace=not f.differentiable)
+        return State(z, gamma=frozen), Info(value, grad, gamma)
+
+    def _adjusted_step(
+        self, state: State, f: Density, key: Tensor, k: int, first: int, total: int | None
+    ) -> tuple[State, Info]:
+        """Metropolis-Hastings: the proposal's variances, eps^2 gamma, differ between its ends."""
+        z, _, grad, frozen = state
+        assert grad is not None
+        gamma = self._gamma_for_step(grad, frozen)
+        new = self._move(z, grad, gamma, key, k, first, total, inplace=False)
+        value, new_grad = f.value_and_grad(new)
+        log_ratio = ops.proposal_log_ratio(
+            z,
+            grad,
+            new,
+            new_grad,
+            gamma=gamma,
+            gamma_new=self._gamma_for_step(new_grad, frozen),
+            threshold=self.threshold if gamma is None else None,
+            step_size=self.step_size if gamma is None else None,
+            noise_scale=self.noise_scale,
+        )
+        proposal = State(new, value, new_grad)
+        end, info = metropolis.accept(state, proposal, log_ratio, key, k, first=first, total=total)
+        return end, info._replace(gamma=frozen)
+
+    def _move(
+        self,
+        z: Tensor,
+        grad: Tensor,
+        gamma: Tensor | None,
+        key: Tensor,
+        k: int,
+        first: int,
+        total: int | None,
+        inplace: bool,
     ) -> Tensor:
-        if state is None and self.norm == "element":
+        """Eq. 5, by gamma or, if there is none, by Eq. 4 in the same pass."""
+        if gamma is None:
+            assert not isinstance(self.step_size, Tensor)
             move = ops.stanley_step_ if inplace else ops.stanley_step
             return move(
                 z,
@@ -125,7 +165,6 @@ update='paper', clamp=None)
                 first=first,
                 total=total,
             )
-        gamma = self._gamma(grad) if state is None else state
         move_by = ops.langevin_step_ if inplace else ops.langevin_step
         return move_by(
             z,
@@ -140,10 +179,18 @@ update='paper', clamp=None)
             total=total,
         )
 
-    def stats(self, grad: Tensor, state: Tensor | None) -> dict[str, Tensor]:
-        gamma = self._gamma(grad) if state is None else state
+    def stats(self, info: Info) -> dict[str, Tensor]:
+        assert info.grad is not None
+        gamma = self._gamma(info.grad) if info.gamma is None else info.gamma
         at_max = (gamma >= self.step_size).to(gamma.dtype)
-        return {"stepsize": gamma.mean(), "at_max_stepsize": at_max.mean()}
+        return info.stats() | {"stepsize": gamma.mean(), "at_max_stepsize": at_max.mean()}
+
+    def _gamma_for_step(self, grad: Tensor, frozen: Tensor | None) -> Tensor | None:
+        """None where the operations compute Eq. 4 themselves, in the same pass."""
+        if frozen is not None:
+            return frozen
+        fused = self.norm == "element" and not isinstance(self.step_size, Tensor)
+        return None if fused else self._gamma(grad)
 
     def _gamma(self, grad: Tensor) -> Tensor:
         """Eq. 4: shape of grad, or with size 1 in the dims the norm is taken over."""
@@ -153,6 +200,8 @@ update='paper', clamp=None)
         elif self.norm == "sample" and grad.dim() > 1:
             dims = tuple(range(1, grad.dim()))
             size = torch.linalg.vector_norm(grad, dim=dims, keepdim=True, dtype=dtype)
+        if isinstance(self.step_size, Tensor):
+            return self.step_size * ops.stepsize(size, threshold=self.threshold)
         return ops.stepsize(size, threshold=self.threshold, step_size=self.step_size)
 
 
@@ -181,38 +230,46 @@ class Langevin:
     grad_clamp: float | None = None
     clamp: tuple[float, float] | None = None
 
-    records: ClassVar[tuple[str, ...]] = ("stepsize", "at_max_stepsize")
+    records: ClassVar[tuple[str, ...]] = (
+        "grad_abs",
+        "log_density",
+        "stepsize",
+        "at_max_stepsize",
+    )
 
     def __post_init__(self) -> None:
-        _positive("step_size", self.step_size)
-        _not_negative("noise_scale", self.noise_scale)
+        settings.positive("step_size", self.step_size)
+        settings.not_negative("noise_scale", self.noise_scale)
         if self.grad_clamp is not None:
-            _positive("grad_clamp", self.grad_clamp)
-        _interval("clamp", self.clamp)
+            settings.positive("grad_clamp", self.grad_clamp)
+        settings.interval("clamp", self.clamp)
 
-    def init(self, z: Tensor, grad: Tensor) -> Tensor | None:
+    def init(self, z: Tensor, f: Density) -> State:
         # A tensor, made once a chain: a number would be made into one at every transition.
-        return torch.full((), self.step_size, dtype=compute_dtype(z.dtype), device=z.device)
+        gamma = torch.full((), self.step_size, dtype=compute_dtype(z.dtype), device=z.device)
+        return State(f.start(z), gamma=gamma)
 
     def step(
         self,
-        z: Tensor,
-        grad: Tensor,
-        state: Tensor | None,
+        state: State,
+        f: Density,
         key: Tensor,
         k: int,
         *,
         first: int = 0,
         total: int | None = None,
-        inplace: bool = False,
-    ) -> Tensor:
+    ) -> tuple[State, Info]:
+        z, gamma = state.z, state.gamma
+        assert gamma is not None
+        value, grad = f.finite_value_and_grad(z)
+        drift = grad
         if self.grad_clamp is not None:
-            grad = grad.clamp(-self.grad_clamp, self.grad_clamp)
-        move = ops.langevin_step_ if inplace else ops.langevin_step
-        return move(
+            drift = grad.clamp(-self.grad_clamp, self.grad_clamp)
+        move = ops.langevin_step if f.differentiable else ops.langevin_step_
+        z = move(
             z,
-            grad,
-            self.step_size if state is None else state,
+            drift,
+            gamma,
             key,
             k,
             noise_scale=self.noise_scale,
@@ -220,28 +277,32 @@ class Langevin:
             first=first,
             total=total,
         )
+        return State(z, gamma=gamma), Info(value, grad, gamma)
 
-    def stats(self, grad: Tensor, state: Tensor | None) -> dict[str, Tensor]:
+    def stats(self, info: Info) -> dict[str, Tensor]:
         """Every element is at the largest stepsize: there is only one."""
-        gamma = grad.new_full((), self.step_size, dtype=compute_dtype(grad.dtype))
-        return {"stepsize": gamma, "at_max_stepsize": torch.ones_like(gamma)}
+        assert info.gamma is not None
+        return info.stats() | {
+            "stepsize": info.gamma,
+            "at_max_stepsize": torch.ones_like(info.gamma),
+        }
 
 
-def _positive(name: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+@dataclass(frozen=True)
+class GradientAscent(Langevin):
+    """Langevin without noise: z + step_size/2 * g. It climbs to a mode of f.
 
+    The half is Langevin's, so that the two compare at the same step_size.
 
-def _not_negative(name: str, value: float) -> None:
-    if not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be 0 or more and finite, got {value}")
+    Args:
+        step_size: > 0.
+        grad_clamp, clamp: as in `Langevin`.
 
+    Raises:
+        ValueError: a setting out of its range.
 
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+    >>> GradientAscent(0.14)
+    GradientAscent(step_size=0.14, grad_clamp=None, clamp=None)
+    """
 
-
-def _interval(name: str, value: tuple[float, float] | None) -> None:
-    if value is not None and not (len(value) == 2 and value[0] <= value[1]):
-        raise ValueError(f"{name} must be (lo, hi) with lo <= hi, or None, got {value}")
+    noise_scale: float = field(default=0.0, init=False, repr=False)

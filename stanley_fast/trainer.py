@@ -15,7 +15,7 @@ from stanley_fast import checkpoint, checks, keys, ops
 from stanley_fast.chain import NonFiniteError, sample
 from stanley_fast.checkpoint import MetricsLog
 from stanley_fast.reference import STREAM_NOISE, STREAM_STARTS
-from stanley_fast.samplers import Langevin, Sampler
+from stanley_fast.samplers import Sampler, Stanley
 from stanley_fast.starts import Start
 from stanley_fast.terminal import interrupt_held, progress_bar
 
@@ -49,7 +49,7 @@ class Trainer:
         f: the log-density, an nn.Module (B, ...) -> (B,).
         data: a tensor (n, ...) of observations, from which minibatches are drawn with replacement;
             or data(n, key) -> (n, ...).
-        sampler: `Stanley(...)` or `Langevin(...)`.
+        sampler: `Stanley(...)`, `Langevin(...)` or any other that `sample` takes.
         start: where chains start: `NoiseStart`, `DataStart` or `ReplayBuffer`.
         optimizer: a torch optimizer of f's parameters, or parameters -> optimizer; any that steps
             without a closure.
@@ -256,20 +256,22 @@ class Trainer:
 
     def _advice(self, lagging: bool) -> str:
         """What to change about the chains: they lag behind the data, or they blow up."""
+        length = getattr(self.sampler, "tuned", ("step_size",))[0]
         if not lagging:
-            return "of the sampler a smaller step_size or noise_scale"
-        if isinstance(self.sampler, Langevin):
-            return "more steps or a larger step_size, so that chains get as far as the data"
-        return (
-            "more steps or a larger threshold or step_size, so that chains get as far as the data "
-            "(a transition drifts by at most step_size * threshold / 2)"
-        )
+            noise = " or noise_scale" if getattr(self.sampler, "noise_scale", 0) else ""
+            return f"of the sampler a smaller {length}{noise}"
+        if isinstance(self.sampler, Stanley):
+            return (
+                "more steps or a larger threshold or step_size, so that chains get as far as the "
+                "data (a transition drifts by at most step_size * threshold / 2)"
+            )
+        return f"more steps or a larger {length}, so that chains get as far as the data"
 
     def _is_finite(self) -> bool:
         return all(bool(p.isfinite().all()) for p in self.parameters)
 
     def _record(self) -> tuple[str, ...]:
-        return ("grad_abs", *self.sampler.records)
+        return tuple(name for name in self.sampler.records if name != "log_density")
 
     def _columns(self) -> tuple[str, ...]:
         return ("gap", "loss", "f_data", "f_chain", "grad_norm", *self._record())

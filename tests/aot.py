@@ -10,6 +10,7 @@ that there is such a GPU and to stop where it would launch: what is read is what
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -45,6 +46,13 @@ def chain(z: Tensor, widths: tuple[int, ...], **how: Any) -> None:
 
 
 TOY = (2, 32, 64, 64, 64, 1)
+HALF = torch.tensor(0.5, dtype=torch.float64)
+
+
+def rows(x: Tensor) -> Tensor:
+    """Two chains, each of a whole block and more; 16 divides their length."""
+    return x[:2944].view(2, 1472)
+
 
 # z, and a stepsize for each of its elements.
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
@@ -72,6 +80,21 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "silu_chain": lambda z, gamma: chain(z, (3, 20, 12, 1), activation="silu"),
     "wide_chain": lambda z, gamma: chain(z, (16, 128, 128, 1)),
     "deep_chain": lambda z, gamma: chain(z, (2, *[64] * 7, 1)),
+    "log_ratio": lambda z, gamma: launch.proposal_log_ratio(
+        *[rows(z)] * 4, None, None, HALF, 0.3, 1.0
+    ),
+    "log_ratio_one": lambda z, gamma: launch.proposal_log_ratio(
+        *[rows(z)] * 4, None, None, HALF, math.inf, 1.0
+    ),
+    "log_ratio_given": lambda z, gamma: launch.proposal_log_ratio(
+        *[rows(z)] * 4, rows(gamma), rows(gamma), None, math.inf, 1.0
+    ),
+    "accept": lambda z, gamma: launch.accept_(
+        rows(z), None, z[:2], rows(z), None, z[:2], gamma[:2].double(), KEY, 0, 0, None
+    ),
+    "leapfrog": lambda z, gamma: launch.leapfrog_(
+        rows(z), rows(z.clone()), rows(z), HALF, 1.0, None
+    ),
     # What must not happen, to see that it would be seen.
     "unaligned_step": lambda z, gamma: OPERATIONS["stanley_step"](z[1:], gamma[1:]),
     "starved_step": lambda z, gamma: OPERATIONS["stanley_step"](z, gamma),

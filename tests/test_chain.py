@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import stanley_fast as sf
 from stanley_fast.chain import NonFiniteError, sample
+from stanley_fast.density import Density
 from stanley_fast.energies import MLPEnergy
 from stanley_fast.samplers import Langevin, Sampler, Stanley
 
@@ -56,14 +57,12 @@ def gradient(f: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def by_hand(f: Callable[[Tensor], Tensor], z: Tensor, sampler: Sampler, steps: int) -> list[Tensor]:
-    """All states z_0 ... z_K of the loop anyone would write, key 7."""
-    states, kept = [z], None
+    """All states z_0 ... z_K of the sampler's own transitions, key 7."""
+    states, density = [z], Density(f)
+    state = sampler.init(z, density)
     for k in range(steps):
-        _, grad = gradient(f, z)
-        if k == 0:
-            kept = sampler.init(z, grad)
-        z = sampler.step(z, grad, kept, sf.key(7), k)
-        states.append(z)
+        state, _ = sampler.step(state, density, sf.key(7), k)
+        states.append(state.z.clone())  # which the next step moves
     return states
 
 

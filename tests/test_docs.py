@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
-def readme_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def readme_blocks(name: str = "README.md") -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
 
 
 def test_readme_sampler() -> None:
@@ -40,6 +40,19 @@ def test_readme_own_loop() -> None:
     z = torch.ones(5, 2, requires_grad=True)
     exec(readme_blocks()[1], {"torch": torch, "sf": sf, "f": f, "z": z, "key": key, "steps": steps})
     assert (z != 1).all()
+
+
+def test_samplers_md() -> None:
+    """Warming up and sampling, then the same by hand."""
+    torch.manual_seed(0)
+    scope: dict[str, object] = {}
+    for block in readme_blocks("docs/samplers.md"):
+        exec(block, scope)
+    assert scope["out"].trace.shape == (200, 200, 2)  # type: ignore[attr-defined]
+    acceptance = scope["out"].acceptance.mean()  # type: ignore[attr-defined]
+    assert acceptance == pytest.approx(0.574, abs=0.03)
+    again = sf.sample(scope["f"], scope["z0"], scope["sampler"], 100, key=sf.key(1))
+    assert torch.equal(scope["state"].z, again.z)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)

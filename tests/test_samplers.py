@@ -13,7 +13,9 @@ from torch import Tensor
 import stanley_fast as sf
 from stanley_fast import reference
 from stanley_fast.chain import sample
-from stanley_fast.samplers import Langevin, Sampler, Stanley
+from stanley_fast.density import Density
+from stanley_fast.samplers import GradientAscent, Langevin, Sampler, Stanley
+from stanley_fast.transition import Info
 
 SHAPE = (5, 3, 2, 2)
 
@@ -35,9 +37,15 @@ def grad() -> Tensor:
 KEY = sf.key(7)
 
 
+def linear(grad: Tensor) -> Density:
+    """A density with this gradient, wherever."""
+    return Density(lambda z: (grad * z).unsqueeze(-1).flatten(1).sum(1))
+
+
 def step(sampler: Sampler, z: Tensor, grad: Tensor, first_grad: Tensor | None = None) -> Tensor:
-    state = sampler.init(z, grad if first_grad is None else first_grad)
-    return sampler.step(z, grad, state, KEY, 3)
+    state = sampler.init(z, linear(grad if first_grad is None else first_grad))
+    later = state._replace(log_density=None, grad=None)  # not evaluated at its state yet
+    return sampler.step(later, linear(grad), KEY, 3)[0].z
 
 
 def close(got: Tensor, wanted: Tensor) -> bool:
@@ -146,13 +154,19 @@ SAMPLERS = [
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
-def test_in_place_is_the_same_step(sampler: Sampler, z: Tensor, grad: Tensor) -> None:
-    state = sampler.init(z, grad)
-    wanted, kept = sampler.step(z, grad, state, KEY, 3), z.clone()
+def test_a_step_is_in_place_unless_it_is_differentiable(
+    sampler: Sampler, z: Tensor, grad: Tensor
+) -> None:
+    f, kept = linear(grad), z.clone()
+    state = sampler.init(z, f)
+    moved, _ = sampler.step(state, f, KEY, 3)
+    assert moved.z.data_ptr() == state.z.data_ptr() != z.data_ptr()
     assert torch.equal(z, kept)
-    got = sampler.step(z, grad, state, KEY, 3, inplace=True)
-    assert got.data_ptr() == z.data_ptr()
-    assert torch.equal(got, wanted)
+    f.differentiable = True
+    state = sampler.init(z, f)
+    apart, _ = sampler.step(state, f, KEY, 3)
+    assert torch.equal(state.z, z)
+    assert torch.equal(apart.z, moved.z)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
@@ -169,13 +183,15 @@ def test_parts_have_the_noise_of_the_whole(sampler: Sampler, z: Tensor, grad: Te
     whole = step(sampler, z, grad)
     n = z[:2].numel()
     for rows, first in ((slice(0, 2), 0), (slice(2, 5), n)):
-        state = sampler.init(z[rows], grad[rows])
-        part = sampler.step(z[rows], grad[rows], state, KEY, 3, first=first, total=z.numel())
-        assert torch.equal(part, whole[rows])
+        f = linear(grad[rows])
+        part, _ = sampler.step(sampler.init(z[rows], f), f, KEY, 3, first=first, total=z.numel())
+        assert torch.equal(part.z, whole[rows])
 
 
 def test_stats_of_stanley(grad: Tensor) -> None:
-    stats = Stanley(0.3, 0.7).stats(grad, None)
+    stats = Stanley(0.3, 0.7).stats(Info(torch.tensor([1.0, 2.0]), grad))
+    assert float(stats["log_density"]) == 1.5
+    assert float(stats["grad_abs"]) == pytest.approx(grad.abs().mean().item())
     assert float(stats["at_max_stepsize"]) == pytest.approx(
         (grad.abs() <= 0.3).float().mean().item()
     )
@@ -187,18 +203,29 @@ def test_stats_of_stanley(grad: Tensor) -> None:
 def test_stats_of_frozen_stanley_are_of_the_first_gradient(z: Tensor, grad: Tensor) -> None:
     sampler = Stanley(0.3, 0.7, norm="sample", stepsize="frozen")
     first = torch.cat([grad[:1] * 1e-3, grad[1:] * 1e3])  # one chain in five below the threshold
-    stats = sampler.stats(grad, sampler.init(z, first))
+    state, info = sampler.step(sampler.init(z, linear(first)), linear(grad), KEY, 3)
+    assert torch.equal(info.grad, first)  # evaluated once, when it was frozen
+    _, info = sampler.step(state, linear(grad), KEY, 4)
+    assert torch.equal(info.grad, grad)
+    stats = sampler.stats(info)
     assert float(stats["at_max_stepsize"]) == pytest.approx(0.2)
     size = first.square().sum((1, 2, 3)).sqrt()
     assert float(stats["stepsize"]) == pytest.approx(eq4(size, 0.3, 0.7).mean().item(), rel=1e-5)
 
 
-def test_stats_of_langevin(grad: Tensor) -> None:
-    stats = Langevin(0.14).stats(grad, None)
-    assert {name: float(v) for name, v in stats.items()} == {
-        "stepsize": pytest.approx(0.14),
-        "at_max_stepsize": 1.0,
-    }
+def test_stats_of_langevin(z: Tensor, grad: Tensor) -> None:
+    f, sampler = linear(grad), Langevin(0.14)
+    stats = sampler.stats(sampler.step(sampler.init(z, f), f, KEY, 0)[1])
+    assert set(stats) == set(sampler.records)
+    assert float(stats["stepsize"]) == pytest.approx(0.14)
+    assert float(stats["at_max_stepsize"]) == 1.0
+
+
+def test_gradient_ascent_is_langevin_without_noise(z: Tensor, grad: Tensor) -> None:
+    assert torch.equal(step(GradientAscent(0.2), z, grad), step(Langevin(0.2, 0.0), z, grad))
+    assert close(step(GradientAscent(0.2), z, grad), z + 0.1 * grad)
+    out = sample(standard_normal, z, GradientAscent(0.5), 100, key=KEY)
+    assert out.z.abs().max() < 1e-6  # at the mode
 
 
 @pytest.mark.parametrize(
@@ -231,7 +258,7 @@ def test_bad_settings(make: object, name: str) -> None:
 
 def test_channel_norm_needs_channels() -> None:
     with pytest.raises(ValueError, match=r"norm='channel' needs .*\[4\]"):
-        Stanley(0.1, norm="channel").init(torch.zeros(4), torch.zeros(4))
+        Stanley(0.1, norm="channel").init(torch.zeros(4), linear(torch.zeros(4)))
 
 
 def test_samplers_are_values() -> None:
@@ -313,9 +340,10 @@ def test_norms_of_half_gradients_do_not_overflow(norm: str) -> None:
     """2 000 sqrt(3 072) is beyond float16: such a chain would stand still."""
     sampler = Stanley(0.1, norm=norm, stepsize="frozen")  # type: ignore[arg-type]
     grad = torch.full((1, 3072), 2000.0, dtype=torch.float16)
-    gamma = sampler.init(torch.zeros_like(grad), grad)
+    gamma = sampler.init(torch.zeros_like(grad), linear(grad)).gamma
     assert gamma is not None
-    torch.testing.assert_close(gamma, sampler.init(torch.zeros(1, 3072), grad.float()))
+    single = sampler.init(torch.zeros(1, 3072), linear(grad.float())).gamma
+    torch.testing.assert_close(gamma, single)
     assert (gamma > 0).all()
 
 

@@ -46,6 +46,14 @@ OPERATIONS = {
     "normal": Bounds(0, 1, 0, 0, 410),
     "stepsize": Bounds(1, 0, 0, 1, 250),
 }
+# Tensors read and written; a thread has 4 elements of each at once, the leapfrog's 8 of float32.
+METROPOLIS = {
+    "log_ratio": (4, 0),
+    "log_ratio_one": (4, 0),
+    "log_ratio_given": (6, 0),
+    "accept": (1, 1),
+    "leapfrog": (3, 2),
+}
 ALL = [(operation, dtype) for operation in OPERATIONS for dtype in SIZE]
 SOME = [
     ("stanley_step", "float32"),
@@ -86,7 +94,8 @@ def machine_code(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     cases = ALL + ALL_CHAINS if slow else SOME + SOME_CHAINS
     wrong = [("unaligned_step", "float32"), ("starved_step", "float32")]
     lane = [("normal_from_lane_1", dtype) for dtype in ("float32", "bfloat16")]
-    names = [f"{operation}-{dtype}" for operation, dtype in [*cases, *wrong, *lane]]
+    chains = [(operation, dtype) for operation in METROPOLIS for dtype in ("float32", "float64")]
+    names = [f"{operation}-{dtype}" for operation, dtype in [*cases, *wrong, *lane, *chains]]
 
     @cache
     def compiled(arch: int) -> dict[str, Any]:
@@ -147,6 +156,20 @@ def test_whole_chains(machine_code: Any, operation: str, dtype: str, arch: int) 
         assert count(found, "FFMA") >= products / (32 * launch_chain.WARPS)
     else:
         assert count(found, "DMMA") > 0
+
+
+@pytest.mark.parametrize("arch", ARCHES, ids=lambda a: f"sm_{a}")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("operation", METROPOLIS)
+def test_metropolis(machine_code: Any, operation: str, dtype: str, arch: int) -> None:
+    """No spills or local memory; 128-bit accesses to rows that 16 elements divide."""
+    found = machine_code(arch, operation, dtype)
+    reads, writes = METROPOLIS[operation]
+    each = 2 if operation == "leapfrog" else SIZE[dtype] // 4
+    assert local_memory(found) == 0
+    assert count(found, "LDG.E.128") >= reads * each
+    assert count(found, "STG.E.128") >= writes * each
+    assert found["reg"] <= 144  # at least 3 programs of 128 threads on a multiprocessor
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import stanley_fast as sf
-from gpu import data
+from gpu import data, metropolis
 from gpu.data import CLAMP, HYPER, LAYOUTS, NOISE_SCALE, Guarded, poisoned
 from gpu.rows import Rows
 
@@ -44,6 +44,8 @@ def run(rows: Rows, backend: str, device: str, dtype: torch.dtype) -> None:
     rows.check("stepsize", stepsizes(sizes, dtype, device), **label)
     rows.check("normal values", normals(sizes, dtype, device), **label)
     rows.check("normal layouts", normal_layouts(backend, dtype, device), **label)
+    if dtype in (torch.float32, torch.float64):
+        metropolis.correctness(rows, dtype, device)
     if dtype == torch.float64:
         rows.check("normal words", words(10**6 if device == "cuda" else 4000, device), **label)
 

@@ -19,7 +19,7 @@ from timing import Candidate, interleaved
 from torch import Tensor
 
 import stanley_fast as sf
-from gpu import data
+from gpu import data, metropolis
 from gpu.data import DTYPES
 from gpu.rows import FAIL, MISS, NOT_RUN, PASS, Rows, reason
 
@@ -48,6 +48,7 @@ def run(rows: Rows, device: str) -> None:
             guarded(rows, f"{data.name(dtype)} {size}", steps, rows, some, size, dtype, device)
     guarded(rows, "latency", latency, rows, names, device)
     guarded(rows, "other operations", others, rows, device)
+    guarded(rows, "metropolis", metropolis.timings, rows, device, measure)
 
 
 def guarded(rows: Rows, what: str, part: Callable[..., None], *args: Any) -> None:

@@ -1,38 +1,13 @@
 // The operations on CPU tensors: the elements are shared among torch's threads.
-#include "../ops.h"
-
 #include <type_traits>
 
 #include "../direct/direct.h"
-#include "kernels.h"
+#include "device.h"
 
 namespace stanley::cpu {
 namespace {
 
-template <class F>
-void for_elements(int64_t n, const F& f) {
-  if (n <= kGrain) {
-    if (n > 0) f(0, n);
-  } else {
-    torch::stable::parallel_for(0, n, kGrain, f);
-  }
-}
-
-struct Cpu {
-  using Noise = cpu::Noise;
-
-  struct Guard {
-    explicit Guard(const Tensor&) {}
-  };
-
-  static int32_t type() { return aoti_torch_device_type_cpu(); }
-
-  static Noise noise(const int64_t* key, uint64_t ahead, uint32_t stream, int64_t first) {
-    const uint64_t seed = key[0], offset = key[1];
-    return {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), offset + ahead, stream,
-            first};
-  }
-
+struct CpuSteps : Cpu {
   template <class S>
   static void step(const StepArgs<S>& a, int64_t n) {
     const auto run = kernels<S>().step;
@@ -81,7 +56,7 @@ bool direct_step(const DirectStep& s) {
                              s.key, s.n);
   a.z = static_cast<const S*>(s.z);
   a.out = static_cast<S*>(s.out);
-  Cpu::step<S>(a, s.n);
+  CpuSteps::step<S>(a, s.n);
   return true;
 }
 
@@ -104,5 +79,5 @@ extern "C" __attribute__((visibility("default"))) bool stanley_fast_direct_step(
 }
 
 STABLE_TORCH_LIBRARY_IMPL(stanley_fast, CPU, m) {
-  stanley::register_operations<stanley::cpu::Cpu>(m);
+  stanley::register_operations<stanley::cpu::CpuSteps>(m);
 }

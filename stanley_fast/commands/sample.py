@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from stanley_fast import diagnostics, keys, metrics, plots, runs
-from stanley_fast.chain import LogDensity
 from stanley_fast.commands.common import given, print_figures, unset
+from stanley_fast.density import LogDensity
 from stanley_fast.experiments import (
     TARGETS,
     SamplerName,

@@ -1,0 +1,202 @@
+"""f, evaluated: its value and gradient at a batch of states, each checked.
+
+The gradient dominates a chain's time; what is around it here is one reduction per evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LogDensity = Callable[[Tensor], Tensor]
+
+_DETACHED = (
+    "f must return something that depends on z through autograd, got a result detached from z "
+    "(was it computed under no_grad, detached, or from a copy?)"
+)
+
+
+class NonFiniteError(RuntimeError):
+    """A NaN or an infinity `step` transitions after z0, in these `chains` (rows of the batch)."""
+
+    def __init__(self, step: int, chains: list[int], what: str) -> None:
+        which = f"chain {chains[0]}" if chains else "a chain"
+        others = f" and {len(chains) - 1} more" if len(chains) > 1 else ""
+        super().__init__(f"NaN or infinity at step {step} in {which}{others}: {what} is not finite")
+        self.step = step
+        self.chains = chains
+        self.what = what
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.step, self.chains, self.what)
+
+
+class Density:
+    """The unnormalised log-density f as samplers see it.
+
+    Args:
+        f: (B, ...) -> (B,), any callable.
+        compile: run torch.compile(f).
+
+    Attributes:
+        differentiable: whether gradients stay in the graph, so that one can go through the chain.
+
+    Raises, when evaluated:
+        RuntimeError: f gives something else than (B,), changes z, or gives something that does not
+            depend on z.
+
+    >>> f = Density(lambda z: -z.square().sum(1) / 2)
+    >>> f.value_and_grad(torch.ones(1, 2))
+    (tensor([-1.]), tensor([[-1., -1.]]))
+    """
+
+    def __init__(self, f: LogDensity, *, compile: bool = False) -> None:
+        self.f = torch.compile(f) if compile else f
+        self.differentiable = False
+        self._owner = getattr(f, "__self__", f)  # the module, if f is a bound method of one
+        self._ones: Tensor | None = None
+        self._state: Tensor | None = None  # the last one a gradient was asked at, and its leaf
+        self._leaf: Tensor | None = None
+        self._watch = _Watch()
+
+    def start(self, z0: Tensor) -> Tensor:
+        """A contiguous copy for a chain to move, in z0's graph if the chain is differentiable."""
+        z0 = z0 if self.differentiable else z0.detach()
+        return z0.clone(memory_format=torch.contiguous_format)
+
+    def value(self, z: Tensor) -> Tensor:
+        """f(z), (B,), without a graph: f need not be differentiable."""
+        with torch.no_grad():
+            value = self._call(z)
+        return value.detach()
+
+    def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """f(z), (B,), and its gradient, like z; either may be NaN or infinite."""
+        if self.differentiable and z.requires_grad:
+            leaf = z
+        elif z is self._state and self._leaf is not None:
+            leaf = self._leaf  # z may have moved since, in place: they share memory and version
+        else:
+            self._state, self._leaf = z, z.detach().requires_grad_()
+            leaf = self._leaf
+        with torch.enable_grad():
+            value = self._call(leaf)
+        if not value.requires_grad:
+            raise RuntimeError(_DETACHED)
+        if self._ones is None or self._ones.shape != value.shape:
+            self._ones = torch.ones_like(value)
+        (grad,) = torch.autograd.grad(
+            value, leaf, self._ones, create_graph=self.differentiable, allow_unused=True
+        )
+        if grad is None:
+            raise RuntimeError(_DETACHED)
+        return (value if self.differentiable else value.detach()), grad
+
+    def finite_value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """`value_and_grad` where a chain is: what is not finite stops it.
+
+        Raises:
+            NonFiniteError: z or the gradient is not finite; on a GPU, raised by `finish`.
+        """
+        value, grad = self.value_and_grad(z)
+        self._watch.step(z, grad)
+        return value, grad
+
+    def finish(self, steps: int, z: Tensor) -> None:
+        """NonFiniteError if a state or gradient so far, or z after all `steps`, is not finite."""
+        self._watch.finish(steps, z)
+
+    def _call(self, z: Tensor) -> Tensor:
+        version = z._version
+        value = self.f(z)
+        if z._version != version:
+            raise RuntimeError("f must not change z in place, but it did")
+        if not isinstance(value, Tensor):
+            raise RuntimeError(f"f must return a tensor of shape [{len(z)}], got {type(value)}")
+        if value.shape != z.shape[:1]:
+            raise RuntimeError(
+                f"f must return one log-density per chain, shape [{len(z)}] for z of shape "
+                f"{list(z.shape)}, got shape {list(value.shape)}"
+            )
+        return value
+
+    @contextmanager
+    def eval_mode(self) -> Iterator[None]:
+        """A module in eval mode, each submodule's flag put back.
+
+        Flags alone: the train() and eval() of some modules do more (merge weights), which would
+        stay.
+        """
+        modules = self._owner.modules() if isinstance(self._owner, nn.Module) else ()
+        training = [m for m in modules if m.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+    @contextmanager
+    def frozen_parameters(self) -> Iterator[None]:
+        """A module whose parameters ask for no gradient, so that none is computed."""
+        parameters = self._owner.parameters() if isinstance(self._owner, nn.Module) else ()
+        asking = [p for p in parameters if p.requires_grad]
+        for p in asking:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p in asking:
+                p.requires_grad_(True)
+
+
+class _Watch:
+    """Stops a chain at the first NaN or infinity, at the price of one reduction per transition.
+
+    z . g is not finite if any element of z or g is not; in half precision, where it soon overflows,
+    the sum of both in float32 takes its place. It may overflow besides, so then the exact answer is
+    looked for. On a GPU the products are looked at when the chain is over: no transition waits.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.pending: list[Tensor] = []
+
+    def step(self, z: Tensor, grad: Tensor) -> None:
+        if z.dtype in (torch.float16, torch.bfloat16):
+            product = z.sum(dtype=torch.float32) + grad.sum(dtype=torch.float32)
+        else:
+            product = torch.dot(z.reshape(-1), grad.reshape(-1))
+        if product.is_cuda:
+            self.pending.append(product.detach())
+        elif not math.isfinite(product.item()):
+            raise_if_not_finite(self.steps, z, "the state")
+            raise_if_not_finite(self.steps, grad, "the gradient of f")
+        self.steps += 1
+
+    def finish(self, steps: int, z: Tensor) -> None:
+        if self.pending:
+            bad = torch.stack(self.pending).isfinite().logical_not_().nonzero()
+            if len(bad):
+                raise NonFiniteError(int(bad[0]), _bad_chains(z), "the state or the gradient of f")
+        if not math.isfinite(z.detach().sum().item()):
+            raise_if_not_finite(steps, z, "the state")
+
+
+def raise_if_not_finite(step: int, tensor: Tensor, what: str) -> None:
+    """NonFiniteError that names the chains, rows of `tensor`, where an element is not finite."""
+    chains = _bad_chains(tensor)
+    if chains:
+        raise NonFiniteError(step, chains, what)
+
+
+def _bad_chains(tensor: Tensor) -> list[int]:
+    bad = tensor.detach().isfinite().logical_not_()
+    rows = bad.unsqueeze(-1).flatten(1).any(dim=1).nonzero()
+    return [int(row) for row in rows]
