@@ -42,7 +42,11 @@ CXX_FLAGS = shlex.split(
 NVCC_FLAGS = shlex.split("-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden")
 # CUDA's runtime, which nvcc finds, is linked statically, so that the library loads without CUDA.
 CUDA_LINK = shlex.split("-cudart static --no-device-link")
-PER_LEVEL = {"kernels.cpp", "chain.cpp"}  # in csrc/cpu, compiled for each vector level
+PER_LEVEL = {
+    "kernels.cpp",
+    "chain.cpp",
+    "density.cpp",
+}  # in csrc/cpu, compiled for each vector level
 LEVELS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],

@@ -26,7 +26,7 @@ LAYERS = [
     {"ops"},
     {"doctor", "energies", "samplers"},
     {"metrics", "fusion"},
-    {"chain"},
+    {"chain", "mlp"},
     {"plots", "starts"},
     {"trainer"},
     {"experiments"},

@@ -138,14 +138,16 @@ constexpr Kernels<S> kTable = {step<S>, step_backward<S>, normal<S>, stepsizes<S
 
 }  // namespace
 
-extern const Chains kChains;  // chain.cpp
+extern const Chains kChains;        // chain.cpp
+extern const Densities kDensities;  // density.cpp
 extern const Level kLevel;
 const Level kLevel = {STANLEY_NAME(STANLEY_LEVEL),
                       kTable<float>,
                       kTable<double>,
                       kTable<Half>,
                       kTable<BFloat16>,
-                      &kChains};
+                      &kChains,
+                      &kDensities};
 
 }  // namespace STANLEY_LEVEL
 }  // namespace stanley::cpu

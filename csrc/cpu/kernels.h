@@ -28,7 +28,8 @@ struct Kernels {
                    int64_t begin, int64_t end);
 };
 
-struct Chains;  // chain.h
+struct Chains;     // chain.h
+struct Densities;  // density.h
 
 struct Level {
   const char* name;
@@ -37,6 +38,7 @@ struct Level {
   Kernels<Half> f16;
   Kernels<BFloat16> bf16;
   const Chains* chains;
+  const Densities* densities;
 };
 
 // The vector level for this machine, or the one STANLEY_FAST_VECTOR names. Throws if that can't
