@@ -21,6 +21,7 @@ constexpr int kBytes = 16;
 
 // A register tile: its kRows x kColumns vectors take 24 of 32 registers, or 12 of 16.
 constexpr int kRows = kBytes == 64 ? 8 : 4, kColumns = 3;
+constexpr int kFew = 2;  // inputs that are not worth kRows rows: points in the plane
 
 template <class T>
 constexpr int64_t kPerVector = kBytes / static_cast<int64_t>(sizeof(T));
@@ -98,15 +99,15 @@ void pack(const Net<T>& net, T* to) {
     to = pack_rows(net.weights[l], net.widths[l], 1, net.widths[l + 1], net.widths[l], to);
 }
 
-// kRows rows of a matrix times `in`, [k][chain], plus `start`; finish(row, column, sums) gets each
-// vector of the product.
-template <int columns, class T, class Finish>
+// The first `rows` of kRows rows of a matrix times `in`, [k][chain], plus `start`; finish(row,
+// column, sums) gets each vector of the product.
+template <int columns, int rows = kRows, class T, class Finish>
 inline __attribute__((always_inline)) void product(const T* weights, int64_t k, const T* in,
                                                    const T* start, const Finish& finish) {
   constexpr int64_t n = kPerVector<T>;
-  Vector<T> sums[kRows][columns];
+  Vector<T> sums[rows][columns];
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
+  for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 4
     for (int c = 0; c < columns; ++c) sums[r][c] = Vector<T>{} + (start ? start[r] : T(0));
   for (int64_t i = 0; i < k; ++i, weights += kRows, in += columns * n) {
@@ -114,12 +115,12 @@ inline __attribute__((always_inline)) void product(const T* weights, int64_t k, 
 #pragma GCC unroll 4
     for (int c = 0; c < columns; ++c) x[c] = at(in + c * n);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r)
+    for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 4
       for (int c = 0; c < columns; ++c) sums[r][c] += x[c] * weights[r];
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
+  for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 4
     for (int c = 0; c < columns; ++c) finish(r, c, sums[r][c]);
 }
@@ -211,9 +212,15 @@ inline const T* backward_layer(const Net<T>& net, int l, const T* packed, const 
                                const T* slopes, T* out) {
   constexpr int64_t n = kPerVector<T>, chains = columns * n;
   const int64_t k = net.widths[l + 1], rows = padded(net.widths[l]);
+  const T* start = nullptr;
+  if (l == 0 && net.widths[0] <= kFew) {
+    product<columns, kFew>(packed, k, in, start,
+                           [&](int r, int c, Vector<T> x) { at(out + r * chains + c * n) = x; });
+    return packed + rows * k;
+  }
   for (int64_t row = 0; row < rows; row += kRows, packed += k * kRows) {
     T* to = out + row * chains;
-    const T *by = slopes + row * chains, *start = nullptr;
+    const T* by = slopes + row * chains;
     product<columns>(packed, k, in, start, [&](int r, int c, Vector<T> x) {
       const int64_t i = r * chains + c * n;
       at(to + i) = l ? x * at(by + i) : x;
