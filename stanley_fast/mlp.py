@@ -6,7 +6,6 @@ The same operations with a graph are torch.ops.stanley_fast.mlp_log_density, whi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,14 +43,16 @@ class Density(NamedTuple):
         return flat
 
 
-def fit(f: nn.Module, points: Tensor, parameters: Sequence[Tensor]) -> Density | None:
+def fit(f: nn.Module, points: Tensor, parameters: list[nn.Parameter]) -> Density | None:
     """f at the points (B, d), if the kernels can compute it and the gradient by `parameters`.
 
-    These must be all that f has, plain leaves without hooks; otherwise None: f is to be called.
+    These must be f's own, all of them in the order of `f.parameters()`, and have no hooks;
+    otherwise None: f is to be called.
 
     >>> f = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1), nn.Flatten(0))
-    >>> fit(f, torch.zeros(5, 2), []) is None
-    True
+    >>> density = fit(f, torch.zeros(5, 2), list(f.parameters()))
+    >>> density.backward(torch.ones(5)).shape  # needs the compiled library
+    torch.Size([33])
     """
     if not points.is_cpu:
         return None
@@ -59,11 +60,10 @@ def fit(f: nn.Module, points: Tensor, parameters: Sequence[Tensor]) -> Density |
         net = fusion.read(f, points)
     except fusion.Misfit:
         return None
-    own = list(f.parameters())
-    plain = all(
-        p.requires_grad and not p._backward_hooks and not p._post_accumulate_grad_hooks for p in own
-    )
-    all_of_them = len(own) == 2 * len(net.weights)  # no bias is missing, nothing is shared
-    if not (plain and all_of_them and {*map(id, own)} == {*map(id, parameters)}):
+    own = [p.data_ptr() for layer in zip(net.weights, net.biases, strict=True) for p in layer]
+    if own != [p.data_ptr() for p in parameters]:
         return None
-    return Density(net, points.detach().flatten(1), own)
+    for p in parameters:
+        if not p.requires_grad or p._backward_hooks or p._post_accumulate_grad_hooks:
+            return None
+    return Density(net, points.detach().flatten(1), parameters)

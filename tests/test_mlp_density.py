@@ -363,7 +363,8 @@ def test_an_optimizer_of_some_parameters() -> None:
     f, z, parameters = parts(net("toy"))
     assert mlp.fit(f, z, parameters[:-1]) is None
     assert mlp.fit(f, z, [*parameters, nn.Parameter(torch.zeros(1))]) is None
-    assert mlp.fit(f, z, parameters[::-1]) is not None
+    assert mlp.fit(f, z, parameters[::-1]) is None
+    assert mlp.fit(f, z, parameters) is not None
 
 
 def test_autocast_and_another_backend() -> None:
