@@ -58,4 +58,4 @@ def test_learns_as_well_as_step_by_step() -> None:
     assert any(differences)  # they are different runs, roundings having grown
     assert mean - half > -0.01
     assert mean + half < 0.01
-    assert min(fused) > 0.9
+    assert min(fused + plain) > 0.85  # both learn: starts have 0.80, untrained nets some 0.7
