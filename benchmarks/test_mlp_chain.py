@@ -1,64 +1,49 @@
-"""Whole chains of the paper's toy net on the CPU: ours against three ways people write them.
+"""Whole chains of the paper's toy net on the CPU: ours against the ways people write them.
 
     pytest benchmarks/test_mlp_chain.py --benchmark-only
 
 linear, conv: the net in nn.Linear, or in 1x1 nn.Conv2d as the paper has it, autograd.grad and the
-equations in eager torch. compile: one transition in torch.compile. Interleaved medians; FLOP count
-the net's products forward and backward to its input.
+equations in eager torch. compile: one transition in torch.compile. torchebm, where it is installed
+(pip install torchebm): its LangevinDynamics.sample on the energy -f, f in nn.Linear, which is an
+Euler-Maruyama step with one stepsize for all, so less work than STANLEY's. Interleaved medians;
+FLOP count the net's products forward and backward to its input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import importlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from peak import peak
+from providers import available
 from timing import Candidate, interleaved
 from torch import Tensor, nn
+from toy import NOISE_SCALE, THRESHOLD, as_conv, by_autograd, naive
 
 import stanley_fast as sf
 
-THRESHOLD, NOISE_SCALE = 0.1, 0.15
 CASES = {100: 100, 1_000: 100, 10_000: 10}  # chains: steps
 FLOP = 4 * (2 * 32 + 32 * 64 + 2 * 64 * 64) + 2 * 64  # of a chain's step
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+def torchebm(net: nn.Module, z: Tensor, steps: int) -> Callable[[], object]:
+    """Its sampler, with the largest stepsize of ours: eta = 1/2 there is step_size 1 here."""
+    core = importlib.import_module("torchebm.core")
+    samplers = importlib.import_module("torchebm.samplers")
 
+    class Energy(core.BaseModel):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
 
-def naive(z: Tensor, grad: Tensor) -> Tensor:
-    """Eqs. 4 and 5 as one types them."""
-    gamma = THRESHOLD / torch.clamp(grad.abs(), min=THRESHOLD)
-    return z + gamma / 2 * grad + torch.sqrt(gamma) * NOISE_SCALE * torch.randn_like(z)
+        def forward(self, x: Tensor) -> Tensor:
+            return -self.net(x).squeeze(1)
 
-
-def by_autograd(f: nn.Module, z: Tensor, steps: int) -> Tensor:
-    for _ in range(steps):
-        z = z.detach().requires_grad_()
-        (grad,) = torch.autograd.grad(f(z).sum(), z)
-        with torch.no_grad():
-            z = naive(z, grad)
-    return z
-
-
-def as_conv(f: sf.MLPEnergy) -> nn.Sequential:
-    """The same layers as 1x1 convolutions."""
-    layers: list[nn.Module] = []
-    for layer in f.net:
-        if isinstance(layer, nn.Linear):
-            conv = nn.Conv2d(layer.in_features, layer.out_features, 1)
-            state = {"weight": layer.weight[:, :, None, None], "bias": layer.bias}
-            conv.load_state_dict(state)
-            layer = conv
-        layers.append(layer)
-    return nn.Sequential(*layers).requires_grad_(False)
+    sampler = samplers.LangevinDynamics(Energy(), step_size=0.5, noise_scale=NOISE_SCALE)
+    return lambda: sampler.sample(x=z, n_steps=steps)
 
 
 def candidates(chains: int, steps: int) -> dict[str, Callable[[], object]]:
@@ -79,12 +64,15 @@ def candidates(chains: int, steps: int) -> dict[str, Callable[[], object]]:
             state = transition(state)
         return state
 
-    return {
+    runs: dict[str, Callable[[], object]] = {
         "ours": lambda: sf.sample(f, z, sampler, steps, key=key, fused=True),
         "linear": lambda: by_autograd(f.net, z, steps),
         "conv": lambda: by_autograd(conv, point, steps),
         "compile": compiled,
     }
+    if available("torchebm", "cpu") is None:
+        runs["torchebm"] = torchebm(f.net, z, steps)
+    return runs
 
 
 @pytest.mark.parametrize("chains", CASES)

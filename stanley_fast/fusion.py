@@ -51,8 +51,13 @@ def fit(f: object, z0: Tensor, sampler: Sampler, per_step: dict[str, bool]) -> N
     """
     for name, asked in per_step.items():
         _require(not asked, f"{name} asks for something at every transition")
-    _check_surroundings(z0)
     _check_sampler(sampler)
+    return read(f, z0)
+
+
+def read(f: object, z0: Tensor) -> Net:
+    """f as the kernels for states like z0 read it. Raises Misfit: why they can't."""
+    _check_surroundings(z0)
     net = _read(f, z0)
     widths = [len(bias) for bias in net.biases]
     size = f"{len(widths)} layers, up to {max(widths)} wide"

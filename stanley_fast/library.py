@@ -56,12 +56,23 @@ _CHAIN = (
     "SymInt first, SymInt? total, bool record) -> (Tensor z, Tensor stats)"
 )
 
+# The values and the gradient of such nets; the parameters' is one vector, layer by layer the
+# weights and the biases. A gradient that is not wanted is empty.
+_NET = "Tensor z, Tensor[] weights, Tensor[] biases, str activation, float slope"
+_DENSITY = (
+    f"mlp_log_density({_NET}) -> Tensor",
+    f"mlp_log_density_backward(Tensor grad_out, {_NET}, bool with_z, bool with_parameters)"
+    " -> (Tensor grad_z, Tensor grad_parameters)",
+)
+
 COMPILED, TRITON = "stanley_fast", "stanley_fast_triton"
 _libraries = {name: torch.library.Library(name, "DEF") for name in (COMPILED, TRITON)}
 for _library in _libraries.values():
     for _schema in _SCHEMAS:
         _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.define(_CHAIN, tags=(torch.Tag.pt2_compliant_tag,))
+for _schema in _DENSITY:
+    _libraries[COMPILED].define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
 # Shape inference ---------------------------------------------------------------------------------
@@ -193,6 +204,31 @@ def _(z: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return z.new_empty(z.shape), z.new_empty(4, steps if record else 0)
 
 
+def _density(z: Tensor, *rest: Any) -> Tensor:
+    return z.new_empty(z.shape[0])
+
+
+def _density_backward(
+    grad_out: Tensor,
+    z: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    activation: str,
+    slope: float,
+    with_z: bool,
+    with_parameters: bool,
+) -> tuple[Tensor, Tensor]:
+    parameters = sum(p.numel() for p in (*weights, *biases)) if with_parameters else 0
+    return z.new_empty(z.shape[0] if with_z else 0, z.shape[1]), z.new_empty(parameters)
+
+
+for _name, _function in (
+    ("mlp_log_density", _density),
+    ("mlp_log_density_backward", _density_backward),
+):
+    torch.library.register_fake(f"{COMPILED}::{_name}", _function, lib=_libraries[COMPILED])
+
+
 # Autograd ----------------------------------------------------------------------------------------
 
 
@@ -266,6 +302,45 @@ def _never(ctx: Any, *grads: Tensor) -> None:
 
 for _namespace, _library in _libraries.items():
     torch.library.register_autograd(f"{_namespace}::mlp_chain", _never, lib=_library)
+
+
+def _save_density(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    z, weights, biases, *ctx.rest = inputs
+    ctx.layers = len(weights)
+    ctx.save_for_backward(z, *weights, *biases)
+
+
+def _density_gradient(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
+    z, *parameters = ctx.saved_tensors
+    weights, biases = parameters[: ctx.layers], parameters[ctx.layers :]
+    with_z, *wanted = ctx.needs_input_grad[:3]
+    with_parameters = any(any(each) for each in wanted)
+    grad_z, flat = torch.ops.stanley_fast.mlp_log_density_backward(
+        grad_out, z, weights, biases, *ctx.rest, with_z, with_parameters
+    )
+    grads: tuple[Any, ...] = ([None] * ctx.layers, [None] * ctx.layers)
+    if with_parameters:
+        sizes = [p.numel() for pair in zip(weights, biases, strict=True) for p in pair]
+        pieces = flat.split(sizes)
+        by_weights = [piece.view_as(w) for piece, w in zip(pieces[::2], weights, strict=True)]
+        grads = by_weights, list(pieces[1::2])
+    return grad_z if with_z else None, *grads, None, None
+
+
+def _density_once(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(
+        "mlp_log_density is differentiable once: its backward has no derivative. For second "
+        "derivatives call f itself, which is plain torch."
+    )
+
+
+for _name, _formula, _keep in (
+    ("mlp_log_density", _density_gradient, _save_density),
+    ("mlp_log_density_backward", _density_once, None),
+):
+    torch.library.register_autograd(
+        f"{COMPILED}::{_name}", _formula, setup_context=_keep, lib=_libraries[COMPILED]
+    )
 
 
 def refuse_grad() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stanley_fast import checkpoint, checks, keys, ops
+from stanley_fast import checkpoint, checks, keys, mlp, ops
 from stanley_fast.chain import NonFiniteError, sample
 from stanley_fast.checkpoint import MetricsLog
 from stanley_fast.reference import STREAM_NOISE, STREAM_STARTS
@@ -190,14 +190,14 @@ class Trainer:
         except NonFiniteError as error:
             raise self._diverged(self.iteration + 1, str(error)) from error
         # Line 9: the gradient of -log p; observations and chains in one forward pass.
-        values = self.f(torch.cat([x, chain.z]))
+        points = torch.cat([x, chain.z])
+        fused = mlp.fit(self.f, points, self.parameters)
+        values = self.f(points) if fused is None else fused.values()
         f_data, f_chain = values[: len(x)].mean(), values[len(x) :].mean()
         loss = f_chain - f_data
         if self.energy_l2:
             loss = loss + self.energy_l2 * values.square().mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = self._clip_gradients()
+        norm = self._backward(loss, values, fused)
         metrics = _figures(loss=loss, f_data=f_data, f_chain=f_chain, grad_norm=norm)
         self._check(metrics)
         # Line 10: theta.
@@ -207,11 +207,19 @@ class Trainer:
         self.iteration += 1
         self.metrics = metrics | {name: float(v.mean()) for name, v in chain.stats.items()}
 
-    def _clip_gradients(self) -> Tensor:
-        """The norm of the parameters' gradient, before it is clipped."""
+    def _backward(self, loss: Tensor, values: Tensor, fused: mlp.Density | None) -> Tensor:
+        """The parameters' gradient into their `grad`, clipped. Its norm before it was."""
+        if fused is None:
+            self.optimizer.zero_grad()
+            loss.backward()
+            grads = [p.grad for p in self.parameters if p.grad is not None]
+            norm = nn.utils.get_total_norm(grads)
+        else:
+            grads = [fused.backward(*torch.autograd.grad(loss, values))]
+            norm = grads[0].norm()
         if self.grad_clip < math.inf:
-            return nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
-        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+            torch._foreach_mul_(grads, (self.grad_clip / (norm + 1e-6)).clamp(max=1.0))
+        return norm
 
     def _observations(self) -> Tensor:
         """m observations, with noise if asked for; the data key alone decides."""

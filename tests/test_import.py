@@ -30,7 +30,7 @@ LAYERS = [
     {"data", "distances", "doctor", "energies", "metropolis"},
     {"hmc", "samplers"},
     {"fid", "fusion", "metrics", "targets"},
-    {"chain"},
+    {"chain", "mlp"},
     {"diagnostics", "plots", "starts", "warmup"},
     {"recipes", "trainer"},
     {"ergodicity", "experiments"},

@@ -139,6 +139,7 @@ constexpr Kernels<S> kTable = {step<S>, step_backward<S>, normal<S>, stepsizes<S
 }  // namespace
 
 extern const Chains kChains;          // chain.cpp
+extern const Densities kDensities;    // density.cpp
 extern const Metropolis kMetropolis;  // metropolis.cpp
 extern const Level kLevel;
 const Level kLevel = {STANLEY_NAME(STANLEY_LEVEL),
@@ -147,6 +148,7 @@ const Level kLevel = {STANLEY_NAME(STANLEY_LEVEL),
                       kTable<Half>,
                       kTable<BFloat16>,
                       &kChains,
+                      &kDensities,
                       &kMetropolis};
 
 }  // namespace STANLEY_LEVEL

@@ -29,6 +29,7 @@ struct Kernels {
 };
 
 struct Chains;      // chain.h
+struct Densities;   // density.h
 struct Metropolis;  // metropolis_kernels.h
 
 struct Level {
@@ -38,6 +39,7 @@ struct Level {
   Kernels<Half> f16;
   Kernels<BFloat16> bf16;
   const Chains* chains;
+  const Densities* densities;
   const Metropolis* metropolis;
 };
 
