@@ -55,6 +55,7 @@ def test_the_rate_of_an_ar1_process(normal: dict[str, Convergence]) -> None:
     assert rate.low < 0.9 < rate.high
     assert rate.rho == pytest.approx(0.9, abs=0.02)
     assert rate.first * 3 >= rate.last > rate.first
+    assert 0.97 < rate.r_squared <= 1
 
 
 def test_the_limit_law_of_an_ar1_process(normal: dict[str, Convergence]) -> None:

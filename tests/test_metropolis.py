@@ -251,13 +251,21 @@ def test_adjusted_stanley_is_not_fused_and_says_why() -> None:
 @every_sampler
 def test_gradients_that_share_memory(sampler: sf.Sampler) -> None:
     """autograd's gradient of a sum is one number, expanded; rows are copied into it."""
-    constant = torch.zeros(6)
-    f = lambda z: z.sum(1) + constant  # noqa: E731
-    out = sf.sample(f, start(6, torch.float32), sampler, 4, key=KEY)
+    out = sf.sample(lambda z: z.sum(1), start(6, torch.float32), sampler, 4, key=KEY)
     assert out.z.isfinite().all()
-    given = lambda z: constant + 0 * z.sum(1) if z.requires_grad else constant  # noqa: E731
-    sf.sample(given, start(6, torch.float32), sampler, 4, key=KEY)
-    assert torch.equal(constant, torch.zeros(6))
+
+
+def test_values_that_f_keeps_are_not_written() -> None:
+    z0 = start(50)
+    known = quartic(z0)
+
+    def remembers(z: Tensor) -> Tensor:
+        return known if torch.equal(z, z0) else quartic(z)
+
+    before = known.clone()
+    out = sf.sample(remembers, z0, sf.MetropolisHastings(0.5), 4, key=KEY)
+    assert (out.z != z0).any()
+    assert torch.equal(known, before)
 
 
 def test_a_random_walk_needs_no_gradient() -> None:
@@ -268,6 +276,21 @@ def test_a_random_walk_needs_no_gradient() -> None:
     start = torch.full((4000, 1), 0.5)
     out = sf.sample(steps, start, sf.MetropolisHastings(0.4), 60, key=KEY)
     assert stats.kstest(out.z[:, 0].numpy(), "uniform").pvalue > 1e-4
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@every_sampler
+def test_works_where_gradients_are_off(sampler: sf.Sampler, mode: Callable) -> None:
+    wanted = sf.sample(quartic, start(), sampler, 3, key=KEY).z
+    with mode():
+        assert torch.equal(sf.sample(quartic, start(), sampler, 3, key=KEY).z, wanted)
+
+
+@pytest.mark.parametrize("sampler", [sf.MALA(0.3), sf.MetropolisHastings(0.7)], ids=repr)
+def test_compiled_f_gives_the_same_chain(sampler: sf.Sampler) -> None:
+    wanted = sf.sample(quartic, start(20), sampler, 3, key=KEY).z
+    got = sf.sample(quartic, start(20), sampler, 3, key=KEY, compile=True).z
+    torch.testing.assert_close(got, wanted)
 
 
 # Values that are not finite ----------------------------------------------------------------------

@@ -228,6 +228,12 @@ def test_gradient_ascent_is_langevin_without_noise(z: Tensor, grad: Tensor) -> N
     assert out.z.abs().max() < 1e-6  # at the mode
 
 
+def test_gradient_ascent_runs_whole_chains_too(compiled: None) -> None:
+    start = sf.normal((10, 2), sf.key(1), stream=2)
+    whole = sample(sf.MLPEnergy(), start, GradientAscent(0.2), 10, key=KEY, fused=True)
+    assert whole.rung.startswith("chain: ")
+
+
 @pytest.mark.parametrize(
     ("make", "name"),
     [

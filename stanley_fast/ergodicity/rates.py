@@ -26,6 +26,7 @@ class Rate:
             Eq. 10 it is one of the difference of two laws (an MMD).
         low, high: 95 % bootstrap interval, over chains and samples of the limit law.
         first, last: the transitions between which it is fitted.
+        r_squared: share of the variance of the logarithm that the line explains.
     """
 
     rho: float
@@ -33,6 +34,7 @@ class Rate:
     high: float
     first: int
     last: int
+    r_squared: float
 
 
 def fit_rate(
@@ -70,7 +72,10 @@ def fit_rate(
     found = torch.tensor([energy[i] for i in window])
     drawn = [law.against(states[i]).bootstrap(of_x, of_y) for i in window]
     low, high = _rho(at, torch.stack(drawn, dim=1)).quantile(torch.tensor([0.025, 0.975])).tolist()
-    return Rate(float(_rho(at, found)), low, high, k[window[0]], k[window[-1]])
+    rho = float(_rho(at, found))
+    y = found.log() / 2
+    explained = float((math.log(rho) * at).var() / y.var())
+    return Rate(rho, low, high, k[window[0]], k[window[-1]], explained)
 
 
 def _rho(k: Tensor, energy: Tensor) -> Tensor:

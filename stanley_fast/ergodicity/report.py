@@ -130,6 +130,7 @@ def write_csv(study: Study, path: Path) -> None:
                 "rho_high": row.rate and row.rate.high,
                 "fitted_from": row.rate and row.rate.first,
                 "fitted_to": row.rate and row.rate.last,
+                "r_squared": row.rate and row.rate.r_squared,
                 "reached": row.reached,
                 "bias": row.limit and row.limit.bias,
                 "bias_floor": study.floors[row.target][0].upper,
