@@ -1,6 +1,6 @@
 # Everything from a bare clone; needs Python >= 3.10 with venv and pip, and a C++ compiler.
 #   make demo    trains the rings in a minute or two and leaves figures in runs/demo
-#   make test    the ordinary test suite            make lint    formatters, linters, types
+#   make test    the ordinary tests, two at a time  make lint    formatters, linters, types
 #   make test-oldest    the operations under the oldest torch, with the library as built for TORCH
 #   make bench   throughput against plain PyTorch   make clean   back to a bare clone
 # Another torch: make demo TORCH=torch==2.11.0; its tests also want its TRITON=triton==3.6.0
@@ -9,6 +9,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
 VENV ?= .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc stanley_fast kernels -name '*.py' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu') \
            setup.py pyproject.toml Makefile
@@ -27,7 +28,7 @@ demo: $(VENV)/.cli
 	$(BIN)/stanley-fast train rings --preset demo --folder runs/demo --overwrite
 
 test: $(VENV)/.test
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS)
 
 test-slow: $(VENV)/.test
 	$(BIN)/pytest --slow

@@ -180,7 +180,6 @@ def _in_parallel(tasks: Sequence[_Task], jobs: int, progress: bool) -> Iterator[
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which stops its workers
-    torch.set_num_threads(1)
 
 
 def _run(task: _Task) -> Run:

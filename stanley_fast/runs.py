@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from stanley_fast import checkpoint, keys, plots
-from stanley_fast.backends import select
 from stanley_fast.chain import Chain, sample
 from stanley_fast.density import LogDensity
 from stanley_fast.energies import MLPEnergy
@@ -41,21 +40,19 @@ def key_for(seed: int, purpose: Literal["training", "evaluation", "truth"]) -> T
 
 
 @contextmanager
-def few_threads() -> Iterator[None]:
-    """Torch's threads, but at most two; one without the compiled library.
-
-    Its kernels are all that is worth a second thread here, and their bits do not depend on it. In
-    plain torch the toy net is too small: it would be slower, and roundings would vary.
+def one_thread() -> Iterator[None]:
+    """The toy net is too small for more: beside other runs a second thread costs many times its
+    use, and in plain torch roundings would vary.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(min(threads, 2 if select("cpu") == "cpp" else 1))
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
 
 
-@few_threads()
+@one_thread()
 def train(
     config: ToyConfig,
     folder: str | os.PathLike[str],
@@ -158,7 +155,7 @@ def new_model(seed: int) -> MLPEnergy:
         return MLPEnergy()
 
 
-@few_threads()
+@one_thread()
 def generate(
     f: LogDensity, config: ToyConfig, n: int, key: Tensor, steps: int | None = None
 ) -> Tensor:
@@ -168,7 +165,7 @@ def generate(
     return sample(f, z0, config.make_sampler(), steps, key=key).z
 
 
-@few_threads()
+@one_thread()
 def draw(
     f: LogDensity, config: ToyConfig, n: int, key: Tensor, *, burn_in: int, keep_every: int = 1
 ) -> Chain:

@@ -309,6 +309,12 @@ def start(folder: str, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
+def finish(process: subprocess.Popen[str]) -> int:
+    """Its exit status. Reads what it writes meanwhile: a full pipe would hold it up."""
+    process.communicate()
+    return process.returncode
+
+
 SECOND = ["--steps=5", "--batch-size=8", "--iterations=3000", "--evaluate-every=1500"]
 
 
@@ -345,7 +351,7 @@ def test_ctrl_c_stops_a_comparison_and_says_how_to_go_on() -> None:
 
 
 def test_killed_five_times_and_resumed_it_is_the_same_run() -> None:
-    assert start("whole", *SECOND).wait() == 0
+    assert finish(start("whole", *SECOND)) == 0
     chance = random.Random(0)
     options = SECOND
     for _ in range(5):
@@ -354,9 +360,9 @@ def test_killed_five_times_and_resumed_it_is_the_same_run() -> None:
         wait_for(before, process)
         time.sleep(chance.uniform(0, 2))
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        finish(process)
         options = ["--resume"]
-    assert start("killed", *options).wait() == 0
+    assert finish(start("killed", *options)) == 0
     whole, killed = (checkpoint.load(f"{name}/checkpoint.pt") for name in ("whole", "killed"))
     assert whole["iteration"] == killed["iteration"] == 3000
     for name, weight in whole["f"].items():

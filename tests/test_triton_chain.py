@@ -153,7 +153,7 @@ def test_one_chain_that_starts_at_infinity(sampler: Stanley | Langevin) -> None:
     z0 = start(f, 13)
     z0[8, 1] = math.inf
     read = fusion.fit(f, z0, sampler, {})
-    z, _ = fusion.run(read, z0, sampler, sampler.init(z0, z0), 2, KEY.to(DEVICE), 0, 39, False)
+    z, _ = fusion.run(read, z0, sampler, None, 2, KEY.to(DEVICE), 0, 39, False)
     assert z.isnan().any(dim=1).nonzero().flatten().tolist() == [8]
 
 
