@@ -44,7 +44,8 @@ STANLEY_HD V magnitude(V x) {
   return x;
 }
 
-// What Eq. 4 needs of threshold and step size, or the one stepsize of all.
+// What Eq. 4 needs of threshold and step size, or the one stepsize of all: NaN if that is negative,
+// as its logarithms are, which are left out since they cancel.
 struct Scale {
   double threshold, scale, inverse;
 };
@@ -54,7 +55,7 @@ STANLEY_HD Scale scale_of(const Args& a) {
   const double scale = a.kind == Gamma::kTensor   ? 1.0
                        : a.kind == Gamma::kScalar ? *a.step_size
                                                   : *a.step_size * a.threshold;
-  return {a.threshold, scale, 1.0 / scale};
+  return {a.threshold, scale >= 0.0 ? scale : NAN, 1.0 / scale};
 }
 
 template <Gamma kind, class V>

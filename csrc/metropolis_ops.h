@@ -222,6 +222,7 @@ class MetropolisOperations : private Operations<Device> {
     checks::no_overlap(z);
     checks::no_overlap(log_density, "log_density");
     checks::same_or_apart("z_new", z_new, z);
+    checks::same_or_apart("log_density_new", log_density_new, log_density, "log_density");
     if (grad) {
       checks::no_overlap(*grad, "grad");
       checks::apart("grad", *grad, z);

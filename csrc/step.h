@@ -73,8 +73,8 @@ struct Rate {
   T gamma, root;  // root is sqrt(gamma)
 };
 
-// sqrt(step_size * threshold), also where the product leaves a double's range.
-STANLEY_HD double root_scale_of(double step_size, double threshold) {
+// sqrt(step_size * threshold), also where the product leaves a double's range. On the host.
+inline double root_scale_of(double step_size, double threshold) {
   const double product = step_size * threshold;
   return std::isnormal(product) ? std::sqrt(product) : std::sqrt(step_size) * std::sqrt(threshold);
 }

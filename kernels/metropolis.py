@@ -67,6 +67,7 @@ def log_ratio_kernel(
         scale = tl.load(step_size)
         if threshold is not None:
             scale *= number(threshold, T)
+        scale = tl.where(scale >= 0.0, scale, float("nan"))  # as its logarithm
     squares = tl.zeros((BLOCK,), T)
     there, back = squares + 1.0, squares + 1.0
     exponents = tl.zeros((BLOCK,), tl.int64)

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stanley_fast import checks, fusion, keys
+from stanley_fast import checks, fusion, keys, settings
 from stanley_fast.density import Density, LogDensity, NonFiniteError
 from stanley_fast.transition import Info, Sampler, State
 
@@ -37,7 +37,7 @@ class Chain:
             None.
         rung: how the chain was run, and why.
         acceptance: float64 (B,), each chain's mean acceptance probability over the transitions;
-            None where every transition is taken.
+            None where every transition is taken; NaN of no transitions.
     """
 
     z: Tensor
@@ -218,19 +218,20 @@ def _check(
     checks.floating("z0", z0)
     if z0.dim() == 0:
         raise ValueError("z0 must have a batch dimension, shape (B, ...), got a 0-dim tensor")
-    if not callable(getattr(sampler, "step", None)):  # isinstance is slow for a protocol
+    # isinstance is slow for a protocol; a class has the methods of its objects
+    if isinstance(sampler, type) or not callable(getattr(sampler, "step", None)):
         raise TypeError(f"sampler must be a Sampler such as Stanley(...), got {sampler!r}")
-    if steps < 0:
-        raise ValueError(f"steps must be 0 or more, got {steps}")
+    settings.count("steps", steps)
     if isinstance(record, str):
         raise TypeError(f"record must be a sequence of names, got the string {record!r}")
     known = sampler.records
     unknown = [name for name in record if name not in known]
     if unknown:
         raise ValueError(f"record knows {', '.join(known)}; got {', '.join(map(repr, unknown))}")
-    if keep_every is not None and keep_every < 1:
-        raise ValueError(f"keep_every must be 1 or more, or None, got {keep_every}")
-    if not 0 <= backprop_steps <= steps:
+    if keep_every is not None:
+        settings.count("keep_every", keep_every, 1)
+    settings.count("backprop_steps", backprop_steps)
+    if backprop_steps > steps:
         raise ValueError(f"backprop_steps must be in [0, steps = {steps}], got {backprop_steps}")
     if backprop_steps and "acceptance" in known:
         raise ValueError(

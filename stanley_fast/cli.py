@@ -17,9 +17,9 @@ from stanley_fast.commands import Command
 from stanley_fast.commands.common import Interrupted
 from stanley_fast.commands.doctor import Doctor
 from stanley_fast.comparison import WorkerDiedError
-from stanley_fast.diagnostics import MissingDiagnosticsError
 from stanley_fast.doctor import SelfCheckError
 from stanley_fast.experiments import SettingsError
+from stanley_fast.extras import MissingExtraError
 from stanley_fast.trainer import DivergedError
 
 DESCRIPTION = """Learns energy-based models by Langevin sampling, each element with its stepsize.
@@ -29,7 +29,7 @@ Begin with: stanley-fast train rings --preset demo"""
 FAILURES = (
     CheckpointError,
     DivergedError,
-    MissingDiagnosticsError,
+    MissingExtraError,
     NonFiniteError,
     SelfCheckError,
     OSError,

@@ -46,9 +46,10 @@ class Density:
     Attributes:
         differentiable: whether gradients stay in the graph, so that one can go through the chain.
 
-    Raises, when evaluated:
-        RuntimeError: f gives something else than (B,), changes z, or gives something that does not
-            depend on z.
+    Raises:
+        TypeError: f is not callable.
+        RuntimeError: when evaluated, f gives something else than (B,), changes z, or gives
+            something that does not depend on z.
 
     >>> f = Density(lambda z: -z.square().sum(1) / 2)
     >>> f.value_and_grad(torch.ones(1, 2))
@@ -56,6 +57,8 @@ class Density:
     """
 
     def __init__(self, f: LogDensity, *, compile: bool = False) -> None:
+        if not callable(f):
+            raise TypeError(f"f must be callable, (B, ...) -> (B,), got {f!r}")
         self.f = torch.compile(f) if compile else f
         self.differentiable = False
         self._owner = getattr(f, "__self__", f)  # the module, if f is a bound method of one
@@ -123,6 +126,8 @@ class Density:
                 f"f must return one log-density per chain, shape [{len(z)}] for z of shape "
                 f"{list(z.shape)}, got shape {list(value.shape)}"
             )
+        if not value.is_floating_point():
+            raise RuntimeError(f"f must return floating-point log-densities, got {value.dtype}")
         return value
 
     @contextmanager

@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor
 
 from stanley_fast.chain import Chain
+from stanley_fast.extras import need
 
 MIN_DRAWS = 4  # two for each half of a split chain
 TAILS = (0.05, 0.95)
@@ -37,12 +37,8 @@ TAILS = (0.05, 0.95)
 Array = npt.NDArray[np.float64]
 
 
-class MissingDiagnosticsError(ImportError):
-    """ArviZ is not installed."""
-
-
 def require(*modules: str) -> None:
-    """Raises MissingDiagnosticsError if a module of the extra is not installed."""
+    """Raises MissingExtraError if a module of the extra is not installed."""
     for module in modules or ("arviz_stats", "arviz_base", "h5netcdf"):
         _arviz(module)
 
@@ -60,7 +56,7 @@ def summary(chain: Chain | Tensor) -> dict[str, dict[str, float]]:
         chain; "ess_bulk" and "ess_tail", the smaller one of the 5 % and 95 % quantiles.
 
     Raises:
-        MissingDiagnosticsError: ArviZ is not installed.
+        MissingExtraError: ArviZ is not installed.
         ValueError: no trace, too short a one, or one with NaN or infinity.
 
     >>> trace = torch.randn(100, 4, 2, generator=torch.Generator().manual_seed(0))
@@ -165,6 +161,8 @@ def to_inference_data(chain: Chain | Tensor) -> Any:
 
 def _draws(chain: Chain | Tensor) -> Array:
     """ArviZ's order, (B, draws, ...), in float64."""
+    if not isinstance(chain, Tensor | Chain):
+        raise TypeError(f"chain must be a Chain or its trace, a tensor, got {chain!r}")
     trace = chain if isinstance(chain, Tensor) else chain.trace
     if trace is None:
         raise ValueError("chain has no trace: sample with keep_every=1 or more")
@@ -186,9 +184,4 @@ def _coordinates(draws: Array) -> Iterator[tuple[str, Array]]:
 
 
 def _arviz(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingDiagnosticsError(
-            f"diagnostics need {error.name}: pip install 'stanley-fast[diagnostics]'"
-        ) from error
+    return need(module, "diagnostics", "stanley_fast.diagnostics")

@@ -107,6 +107,8 @@ class GaussianMixture(nn.Module):
         self, means: Tensor, scales: Tensor | float, weights: Tensor | None = None
     ) -> None:
         super().__init__()
+        if not isinstance(means, Tensor):
+            raise ValueError(f"means must be a tensor (M, d), got {means!r}")
         if means.dim() != 2 or means.shape[0] == 0:
             raise ValueError(f"means must be (M, d) with M > 0, got {list(means.shape)}")
         modes = means.shape[0]

@@ -45,9 +45,12 @@ class HMC:
 
     def __post_init__(self) -> None:
         settings.step_length("step_size", self.step_size)
-        if self.leapfrog_steps < 1:
-            raise ValueError(f"leapfrog_steps must be 1 or more, got {self.leapfrog_steps}")
-        if self.mass is not None and not bool((self.mass.isfinite() & (self.mass > 0)).all()):
+        settings.count("leapfrog_steps", self.leapfrog_steps, 1)
+        if self.mass is None:
+            return
+        if not isinstance(self.mass, Tensor):
+            raise ValueError(f"mass must be a tensor or None, got {self.mass!r}")
+        if not bool((self.mass.isfinite() & (self.mass > 0)).all()):
             raise ValueError(f"mass must be positive and finite, got {self.mass.tolist()}")
 
     def init(self, z: Tensor, f: Density) -> State:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from stanley_fast import settings
 from stanley_fast.samplers import Langevin, Sampler, Stanley
 from stanley_fast.starts import NoiseStart, ReplayBuffer, Start
 
@@ -40,10 +41,8 @@ def langevin(
     >>> langevin(2.0, 0.01)
     Langevin(step_size=4.0, noise_scale=0.005, grad_clamp=None, clamp=None)
     """
-    if not (drift > 0 and math.isfinite(drift)):
-        raise ValueError(f"drift must be positive and finite, got {drift}")
-    if not (noise >= 0 and math.isfinite(noise)):
-        raise ValueError(f"noise must be 0 or more and finite, got {noise}")
+    settings.positive("drift", drift)
+    settings.not_negative("noise", noise)
     return Langevin(2 * drift, noise / math.sqrt(2 * drift), grad_clamp=grad_clamp, clamp=clamp)
 
 

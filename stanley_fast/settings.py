@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -10,8 +13,8 @@ from torch import Tensor
 def positive(name: str, value: float | Tensor) -> None:
     if isinstance(value, Tensor):
         raise ValueError(f"{name} must be a number, got a tensor")
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+    if not (_is_number(value) and value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")
 
 
 def step_length(name: str, value: float | Tensor) -> None:
@@ -26,8 +29,8 @@ def step_length(name: str, value: float | Tensor) -> None:
 
 
 def not_negative(name: str, value: float) -> None:
-    if not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be 0 or more and finite, got {value}")
+    if not (_is_number(value) and value >= 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be 0 or more and finite, got {value!r}")
 
 
 def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -36,5 +39,19 @@ def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def interval(name: str, value: tuple[float, float] | None) -> None:
-    if value is not None and not (len(value) == 2 and value[0] <= value[1]):
-        raise ValueError(f"{name} must be (lo, hi) with lo <= hi, or None, got {value}")
+    if value is None:
+        return
+    pair = isinstance(value, Sequence) and len(value) == 2 and all(map(_is_number, value))
+    if not (pair and value[0] <= value[1]):
+        raise ValueError(f"{name} must be (lo, hi) with lo <= hi, or None, got {value!r}")
+
+
+def count(name: str, value: int, least: int = 0) -> None:
+    if not isinstance(value, numbers.Integral):
+        raise ValueError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be {least} or more, got {value}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real)

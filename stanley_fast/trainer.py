@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stanley_fast import checkpoint, checks, keys, mlp, ops
+from stanley_fast import checkpoint, checks, keys, mlp, ops, settings
 from stanley_fast.chain import NonFiniteError, sample
 from stanley_fast.checkpoint import MetricsLog
 from stanley_fast.reference import STREAM_NOISE, STREAM_STARTS
@@ -119,15 +119,18 @@ class Trainer:
             ("log_every", log_every),
             ("evaluate_every", evaluate_every),
         ):
-            if count < 1:
-                raise ValueError(f"{name} must be 1 or more, got {count}")
+            settings.count(name, count, 1)
         for name, value in (("data_noise", data_noise), ("energy_l2", energy_l2)):
-            if not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be 0 or more and finite, got {value}")
+            settings.not_negative(name, value)
         for name, bound in (("grad_clip", grad_clip), ("max_gap", max_gap)):
             if bound is not None and not bound > 0:
                 raise ValueError(f"{name} must be positive, got {bound}")
         checks.key(key)
+        if not (isinstance(optimizer, torch.optim.Optimizer) or callable(optimizer)):
+            raise TypeError(
+                "optimizer must be a torch.optim.Optimizer, or make one of parameters, got "
+                f"{optimizer!r}"
+            )
 
         self.f, self.data, self.sampler, self.start = f, data, sampler, start
         self.optimizer = (

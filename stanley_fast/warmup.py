@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stanley_fast import checks, keys
+from stanley_fast import checks, keys, settings
 from stanley_fast.chain import Chain
 from stanley_fast.density import Density, LogDensity
 from stanley_fast.transition import Sampler
@@ -111,16 +111,16 @@ def _check(z0: Tensor, sampler: Sampler, steps: int, target: float | None) -> tu
     checks.floating("z0", z0)
     if z0.dim() == 0 or len(z0) == 0:
         raise ValueError(f"z0 must hold at least one chain, (B, ...), got {list(z0.shape)}")
-    if "acceptance" not in getattr(sampler, "records", ()) or not hasattr(sampler, "tuned"):
+    tuned = None if isinstance(sampler, type) else getattr(sampler, "tuned", None)
+    if tuned is None or "acceptance" not in sampler.records:
         raise TypeError(
             "sampler must accept or reject: MALA, MetropolisHastings, HMC or "
             f"Stanley(adjusted=True), got {sampler!r}"
         )
     if getattr(sampler, "stepsize", "") == "frozen":
         raise ValueError("stepsize must be 'adaptive' where the step size adapts, got 'frozen'")
-    if steps < 1:
-        raise ValueError(f"steps must be 1 or more, got {steps}")
-    name, usual = sampler.tuned
+    settings.count("steps", steps, 1)
+    name, usual = tuned
     target = usual if target is None else target
     if not 0 < target < 1:
         raise ValueError(f"target must be in (0, 1), got {target}")

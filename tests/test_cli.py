@@ -177,7 +177,8 @@ def test_diagnostics_without_arviz(
     monkeypatch.setitem(sys.modules, "arviz_stats", None)
     line = fails(capsys, "sample rings --diagnostics", 1)
     assert line == (
-        "stanley-fast: diagnostics need arviz_stats: pip install 'stanley-fast[diagnostics]'"
+        "stanley-fast: stanley_fast.diagnostics needs arviz_stats: "
+        "pip install 'stanley-fast[diagnostics]'"
     )
     assert list(Path.cwd().iterdir()) == []
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import stanley_fast as sf
-from stanley_fast import diagnostics
+from stanley_fast import diagnostics, extras
 
 
 def ar1(phi: float, draws: int, chains: int) -> Tensor:
@@ -137,5 +137,5 @@ def test_bad_traces() -> None:
 
 def test_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "arviz_base", None)
-    with pytest.raises(diagnostics.MissingDiagnosticsError, match=r"stanley-fast\[diagnostics\]"):
+    with pytest.raises(extras.MissingExtraError, match=r"stanley-fast\[diagnostics\]"):
         diagnostics.to_inference_data(ar1(0.0, 5, 2))

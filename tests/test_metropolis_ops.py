@@ -160,6 +160,18 @@ def test_a_stepsize_that_is_not_positive_gives_nan(
     assert got.isnan().tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize("threshold", [None, 0.3])
+@pytest.mark.parametrize("bad", [0.0, -0.5, math.nan])
+def test_one_stepsize_that_is_not_positive_gives_nan(
+    each_backend: Backend, bad: float, threshold: float | None
+) -> None:
+    """A tensor's value is known only on the device."""
+    where = points((3, 7), each_backend, torch.float32)
+    size = torch.tensor(bad, dtype=torch.float64, device=where[0].device)
+    got = ops.proposal_log_ratio(*where, step_size=size, threshold=threshold)
+    assert got.isnan().all()
+
+
 # Acceptance --------------------------------------------------------------------------------------
 
 

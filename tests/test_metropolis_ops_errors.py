@@ -232,5 +232,10 @@ def test_what_is_written_shares_no_memory(backend: Backend) -> None:
             accept | {"grad": one, "grad_new": other},
         ),
         ("grad must not share z's", "accept_", accept | {"z": one, "grad": other}),
+        (
+            "log_density_new must not share a part of log_density's",
+            "accept_",
+            accept | {"log_density": buffer[1:4], "log_density_new": buffer[:3]},
+        ),
     ):
         assert_refused(name, arguments, message)

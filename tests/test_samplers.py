@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -358,3 +359,36 @@ def test_a_large_but_finite_half_state_is_no_error() -> None:
     z = torch.full((1, 10_000), 100.0, dtype=torch.float16)
     out = sf.sample(lambda x: -100 * x.sum(1), z, sf.Langevin(1e-4, 0.0), 2, key=sf.key(0))
     assert out.z.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Stanley("a"), "threshold must be positive and finite, got 'a'"),
+        (lambda: Langevin(0.1, None), "noise_scale must be 0 or more and finite, got None"),
+        (lambda: Stanley(0.1, clamp=3.0), r"clamp must be \(lo, hi\) .*, got 3.0"),
+        (lambda: sf.MALA(None), "step_size must be positive and finite, got None"),
+        (lambda: sf.HMC(0.1, 2.5), "leapfrog_steps must be an integer, got 2.5"),
+        (lambda: sf.HMC(0.1, 2, mass=[1.0]), r"mass must be a tensor or None, got \[1.0\]"),
+        (lambda: sf.GaussianMixture([[0.0]], 1.0), "means must be a tensor"),
+    ],
+)
+def test_settings_of_another_type_are_named(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 2.0}, "steps must be an integer, got 2.0"),
+        ({"keep_every": 1.5}, "keep_every must be an integer, got 1.5"),
+        ({"sampler": sf.MALA}, "sampler must be a Sampler"),
+        ({"f": 3}, "f must be callable, .* got 3"),
+        ({"f": lambda z: (z > 0).sum(1)}, "f must return floating-point .* got torch.int64"),
+    ],
+)
+def test_sample_names_arguments_of_another_type(change: dict[str, Any], message: str) -> None:
+    arguments = {"f": lambda z: -z.square().sum(1), "z0": torch.zeros(2, 2), "steps": 2}
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
+        sample(**{**arguments, "sampler": sf.MetropolisHastings(0.5), **change})  # type: ignore[arg-type]

@@ -278,6 +278,8 @@ def test_progress_bar(capfd: pytest.CaptureFixture[str]) -> None:
         ({"start": "noise"}, TypeError, "start must be a Start"),
         ({"steps": 0}, ValueError, "steps must be 1 or more, got 0"),
         ({"batch_size": 0}, ValueError, "batch_size must be 1 or more"),
+        ({"batch_size": 2.5}, ValueError, "batch_size must be an integer, got 2.5"),
+        ({"optimizer": "adam"}, TypeError, "optimizer must be .* got 'adam'"),
         ({"checkpoint_every": 0}, ValueError, "checkpoint_every must be 1 or more"),
         ({"log_every": -1}, ValueError, "log_every must be 1 or more"),
         ({"evaluate_every": 0}, ValueError, "evaluate_every must be 1 or more"),
