@@ -187,10 +187,11 @@ inline void same_or_apart(const char* what, const Tensor& tensor, const Tensor& 
          " is written in place");
 }
 
-// Where both are written, they have nothing in common.
-inline void apart(const char* what, const Tensor& tensor, const Tensor& z) {
+// One that is not read where z is written at the same place, or is written too.
+inline void apart(const char* what, const Tensor& tensor, const Tensor& z,
+                  const char* written = "z") {
   if (tensor.is_contiguous() && z.is_contiguous() && share_memory(tensor, z))
-    fail(what, " must not share z's memory: both are written in place");
+    fail(what, " must not share ", written, "'s memory where ", written, " is written in place");
 }
 
 }  // namespace stanley::checks

@@ -227,6 +227,8 @@ class MetropolisOperations : private Operations<Device> {
       checks::no_overlap(*grad, "grad");
       checks::apart("grad", *grad, z);
       checks::same_or_apart("grad_new", *grad_new, *grad, "grad");
+      checks::apart("grad_new", *grad_new, z);
+      checks::apart("z_new", z_new, *grad, "grad");
     }
     return whole;
   }

@@ -137,8 +137,10 @@ def accept_(z: Tensor, grad: Tensor | None, log_density: Tensor, z_new: Tensor,
         if tensor is not None and tensor_new is not None:
             _check_no_overlap(tensor, name)
             _check_same_or_apart(new_name, tensor_new, tensor, name)
-    if grad is not None:
+    if grad is not None and grad_new is not None:
         _check_apart("grad", grad, z)
+        _check_apart("grad_new", grad_new, z)
+        _check_apart("z_new", z_new, grad, "grad")
     dense = {name: None if t is None else t.contiguous() for name, t in (written | new).items()}
     accepted = z.new_empty(z.shape[0], dtype=torch.uint8)
     probability = z.new_empty(z.shape[0], dtype=torch.float64)
@@ -269,9 +271,11 @@ def _check_same_or_apart(name: str, tensor: Tensor, z: Tensor, written: str = "z
         )
 
 
-def _check_apart(name: str, tensor: Tensor, z: Tensor) -> None:
+def _check_apart(name: str, tensor: Tensor, z: Tensor, written: str = "z") -> None:
     if _share_memory(tensor, z):
-        raise RuntimeError(f"{name} must not share z's memory: both are written in place")
+        raise RuntimeError(
+            f"{name} must not share {written}'s memory where {written} is written in place"
+        )
 
 
 # Arguments ---------------------------------------------------------------------------------------

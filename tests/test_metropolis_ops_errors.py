@@ -232,6 +232,8 @@ def test_what_is_written_shares_no_memory(backend: Backend) -> None:
             accept | {"grad": one, "grad_new": other},
         ),
         ("grad must not share z's", "accept_", accept | {"z": one, "grad": other}),
+        ("grad_new must not share z's", "accept_", accept | {"z": one, "grad_new": one}),
+        ("z_new must not share grad's", "accept_", accept | {"grad": one, "z_new": one}),
         (
             "log_density_new must not share a part of log_density's",
             "accept_",
