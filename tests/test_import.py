@@ -21,7 +21,7 @@ COMMANDS = {path.stem: path for path in PACKAGE.glob("commands/*.py") if path.st
 
 # A module may import from the layers above it here, never from its own or a later one.
 LAYERS = [
-    {"_direct", "_host", "checks", "backends", "checkpoint", "terminal"},
+    {"_direct", "_host", "checks", "backends", "checkpoint", "extras", "terminal"},
     {"kernels", "reference"},
     {"direct", "keys", "library"},
     {"ops"},
@@ -29,8 +29,8 @@ LAYERS = [
     {"metrics", "fusion"},
     {"chain"},
     {"diagnostics", "plots", "starts"},
-    {"trainer", "recipes"},
-    {"experiments"},
+    {"inpainting", "recipes", "trainer"},
+    {"experiments", "pictures"},
     {"runs"},
     {"comparison"},
     {"commands"},
@@ -39,6 +39,7 @@ LAYERS = [
 ]
 LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 HEAVY = [
+    "PIL",
     "arviz_stats",
     "matplotlib",
     "tensorboard",
