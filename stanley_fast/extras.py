@@ -6,6 +6,10 @@ import importlib
 from types import ModuleType
 
 
+class MissingExtraError(ImportError):
+    """A package that an extra brings along is not installed, or does not load."""
+
+
 def need(module: str, extra: str, purpose: str) -> ModuleType:
     """The module, or an error that says what to install.
 
@@ -14,7 +18,7 @@ def need(module: str, extra: str, purpose: str) -> ModuleType:
         purpose: what it is wanted for, to begin the error's message with.
 
     Raises:
-        ImportError: it is not installed, or does not load.
+        MissingExtraError: it is not installed, or does not load.
 
     >>> need("json", "images", "reading JSON").dumps([1])
     '[1]'
@@ -22,9 +26,11 @@ def need(module: str, extra: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ImportError(
+        raise MissingExtraError(
             f"{purpose} needs {error.name}: pip install 'stanley-fast[{extra}]'"
         ) from error
     except (ImportError, RuntimeError) as error:  # such as torchvision beside another torch
         reason = str(error).splitlines()[0]
-        raise ImportError(f"{purpose} needs {module}, which does not load: {reason}") from error
+        raise MissingExtraError(
+            f"{purpose} needs {module}, which does not load: {reason}"
+        ) from error

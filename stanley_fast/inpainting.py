@@ -184,7 +184,7 @@ def make_mask(
 
     Raises:
         FileNotFoundError, OSError: the file is not there, or no picture.
-        ImportError: a file, and no Pillow.
+        MissingExtraError: a file, and no Pillow.
         ValueError: an argument that makes no sense, or a file of another size.
 
     >>> make_mask("centre", 4, 4).int()[1]

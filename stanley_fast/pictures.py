@@ -37,7 +37,7 @@ def sheet(path: Path, images: Tensor, *, columns: int | None = None, scale: int 
         scale: a pixel becomes scale x scale.
 
     Raises:
-        ImportError: no Pillow. ValueError: images of another shape, or none; a count below 1.
+        MissingExtraError: no Pillow. ValueError: images of another shape, or none; a count below 1.
 
     >>> import tempfile
     >>> sheet(Path(tempfile.mkdtemp()) / "sheet.png", torch.zeros(10, 3, 32, 32), scale=2)
@@ -56,7 +56,7 @@ def strip(path: Path, trace: Tensor, *, titles: Sequence[str] = (), scale: int =
         scale: a pixel becomes scale x scale.
 
     Raises:
-        ImportError: no Pillow. ValueError: a trace of another shape, or empty; titles too few or
+        MissingExtraError: no Pillow. ValueError: a trace of another shape, or empty; titles too few or
             too many; a scale below 1.
 
     >>> import tempfile
@@ -87,7 +87,7 @@ def gif(
         milliseconds: a state is shown for, 10 or more.
 
     Raises:
-        ImportError: no Pillow. ValueError: as `sheet` and `strip`.
+        MissingExtraError: no Pillow. ValueError: as `sheet` and `strip`.
 
     >>> import tempfile
     >>> gif(Path(tempfile.mkdtemp()) / "chains.gif", torch.rand(5, 4, 1, 8, 8), scale=4)
@@ -158,7 +158,7 @@ def neighbour_sheet(
         scale: a pixel becomes scale x scale.
 
     Raises:
-        ImportError: no Pillow. ValueError: shapes that don't fit.
+        MissingExtraError: no Pillow. ValueError: shapes that don't fit.
 
     >>> import tempfile
     >>> samples, data = torch.rand(3, 1, 8, 8), torch.rand(50, 1, 8, 8)
@@ -198,7 +198,7 @@ def inpainting_sheet(
         scale: a pixel becomes scale x scale.
 
     Raises:
-        ImportError: no Pillow. ValueError: shapes that differ.
+        MissingExtraError: no Pillow. ValueError: shapes that differ.
 
     >>> import tempfile
     >>> images, mask = torch.rand(2, 3, 32, 32), torch.ones(32, 32, dtype=torch.bool)
@@ -231,7 +231,7 @@ def energy_histogram(path: Path, energies: Mapping[str, Tensor], *, bins: int = 
         bins: over the range of all.
 
     Raises:
-        ImportError: no matplotlib. ValueError: an empty set, or one that is not finite.
+        MissingExtraError: no matplotlib. ValueError: an empty set, or one that is not finite.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "energies.png"

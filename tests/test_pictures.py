@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stanley_fast import pictures
+from stanley_fast.extras import MissingExtraError
 from stanley_fast.inpainting import make_mask, psnr
 from stanley_fast.pictures import GAP
 
@@ -240,10 +241,10 @@ def test_without_pillow_it_says_what_to_install(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [_NoPillow(), *sys.meta_path])
     install = r"needs PIL: pip install 'stanley-fast\[images\]'"
-    with pytest.raises(ImportError, match="a picture of images " + install):
+    with pytest.raises(MissingExtraError, match="a picture of images " + install):
         pictures.sheet(tmp_path / "s.png", images(1))
     (tmp_path / "m.png").touch()
-    with pytest.raises(ImportError, match="reading a mask " + install):
+    with pytest.raises(MissingExtraError, match="reading a mask " + install):
         make_mask(tmp_path / "m.png", 8, 8)
 
 
