@@ -56,8 +56,8 @@ def strip(path: Path, trace: Tensor, *, titles: Sequence[str] = (), scale: int =
         scale: a pixel becomes scale x scale.
 
     Raises:
-        MissingExtraError: no Pillow. ValueError: a trace of another shape, or empty; titles too few or
-            too many; a scale below 1.
+        MissingExtraError: no Pillow. ValueError: a trace of another shape, or empty; not a title a
+            state; a scale below 1.
 
     >>> import tempfile
     >>> trace = torch.zeros(2, 4, 1, 8, 8)
