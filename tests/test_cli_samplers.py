@@ -63,4 +63,4 @@ def test_unadjusted_samplers_keep_trainings_noise(
     assert cli.main(["sample", "t", "--n", "5", "--sampler", "langevin"]) == 0
     assert "by Langevin, step size 0.14, noise 0.3:" in capsys.readouterr().out
     assert cli.main(["sample", str(trained), "--n", "5", "--sampler", "ascent"]) == 0
-    assert "by Gradient ascent, step size 0.3:" in capsys.readouterr().out
+    assert "by Gradient ascent, step size 0.14:" in capsys.readouterr().out
