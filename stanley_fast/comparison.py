@@ -13,11 +13,19 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from stanley_fast import plots, runs
-from stanley_fast.experiments import SAMPLERS, TARGETS, SamplerName, SettingsError, ToyConfig
+from stanley_fast.experiments import (
+    SAMPLERS,
+    SETTINGS,
+    TARGETS,
+    SamplerName,
+    SettingsError,
+    ToyConfig,
+)
 from stanley_fast.trainer import DivergedError
 
 # The figure of quality that tells cells apart, for any target: of a disc without rings nine tenths
@@ -64,7 +72,7 @@ def grid(
 ) -> list[ToyConfig]:
     """Every combination of the values, for each of `bases`; an empty sequence is the base's value.
 
-    Langevin has no threshold, so its part of the grid lacks that axis.
+    A sampler's part of the grid lacks the axes of settings that it doesn't take.
 
     Raises SettingsError: a value out of its range.
 
@@ -75,13 +83,11 @@ def grid(
     """
     cells = []
     for base in bases:
-        th = thresholds if base.threshold is not None and thresholds else (base.threshold,)
-        for threshold, step_size, noise_scale in itertools.product(
-            th, step_sizes or (base.step_size,), noise_scales or (base.noise_scale,)
-        ):
-            cells.append(
-                replace(base, threshold=threshold, step_size=step_size, noise_scale=noise_scale)
-            )
+        given = {"threshold": thresholds, "step_size": step_sizes, "noise_scale": noise_scales}
+        axes = {name: values for name, values in given.items() if values and name in base.settings}
+        for values in itertools.product(*axes.values()):
+            cell: dict[str, Any] = dict(zip(axes, values, strict=True))
+            cells.append(replace(base, **cell))
     return cells
 
 
@@ -143,9 +149,8 @@ def run_name(config: ToyConfig) -> str:
     >>> run_name(preset("rings", "stanley"))
     'stanley-threshold0.1-step1-noise0.15-seed0'
     """
-    threshold = "" if config.threshold is None else f"threshold{config.threshold:g}-"
-    settings = f"{threshold}step{config.step_size:g}-noise{config.noise_scale:g}"
-    return f"{config.sampler}-{settings}-seed{config.seed}"
+    settings = [f"{name.split('_')[0]}{value:g}" for name, value in config.settings.items()]
+    return "-".join((config.sampler, *settings, f"seed{config.seed}"))
 
 
 # Running -----------------------------------------------------------------------------------------
@@ -215,9 +220,7 @@ def summary(cells: Sequence[Cell], iteration: int) -> list[dict[str, float | str
         config, figures = cell.config, cell.figures(iteration)
         row: dict[str, float | str | None] = {
             "sampler": config.sampler,
-            "threshold": config.threshold,
-            "step_size": config.step_size,
-            "noise_scale": config.noise_scale,
+            **{name: getattr(config, name) for name in SETTINGS},
             "iteration": iteration,
             "runs": sum(iteration in run.figures for run in cell.runs),
             "diverged": cell.diverged,
@@ -247,16 +250,22 @@ def table(cells: Sequence[Cell]) -> str:
     rows = summary(cells, cells[0].config.iterations)
     full = max(rows, key=len)  # of a cell that reached the end, if one did
     names = runs.qualities(full)
-    lines = [["sampler", "threshold", "step size", "noise", *names, ""]]
+    taken = [s for s in SETTINGS if any(s in cell.config.settings for cell in cells)]
+    lines = [["sampler", *(SETTINGS[s] for s in taken), *names, ""]]
     for cell, row in zip(cells, rows, strict=True):
         config = cell.config
-        threshold = "" if config.threshold is None else f"{config.threshold:g}"
-        settings = [config.sampler, threshold, f"{config.step_size:g}", f"{config.noise_scale:g}"]
+        own = config.settings
+        settings = [config.sampler, *(f"{own[s]:g}" if s in own else "" for s in taken)]
         marks = f"{cell.diverged} of {len(cell.runs)} diverged" if cell.diverged else ""
         lines.append([*settings, *(_mean_sd(row, name) for name in names), marks])
     if names:
         lines.append(
-            ["true samples", "", "", "", *(f"{full[f'{n}_floor']:.3f}" for n in names), ""]
+            [
+                "true samples",
+                *("" for _ in taken),
+                *(f"{full[f'{n}_floor']:.3f}" for n in names),
+                "",
+            ]
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [[text.ljust(w) for text, w in zip(line, widths, strict=True)] for line in lines]
@@ -298,7 +307,7 @@ def draw_heat_map(cells: Sequence[Cell], path: Path) -> None:
     """The total variation from the truth, mean over the seeds; outlined is each sampler's best.
 
     For samplers with a threshold a panel per noise scale, threshold down and step size across; for
-    others one panel, noise scale down.
+    others one panel, noise scale down, or a single row if they have none.
     """
     panels: dict[tuple[SamplerName, float | None], list[Cell]] = {}
     chosen = []
@@ -330,7 +339,7 @@ def _heat(
     title = SAMPLERS[sampler].title
     return plots.Heat(
         title if noise is None else f"{title}, noise scale {noise:g}",
-        (down.replace("_", " "), [f"{value:g}" for value in rows]),
+        ("", [""]) if rows == [None] else (down.replace("_", " "), [f"{row:g}" for row in rows]),
         ("step size", [f"{value:g}" for value in columns]),
         values,
         diverged,

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from stanley_fast import checks, keys, ops
-from stanley_fast.chain import Chain, LogDensity, sample
+from stanley_fast.chain import Chain, sample
+from stanley_fast.density import LogDensity
 from stanley_fast.extras import need
 from stanley_fast.reference import STREAM_STARTS
 from stanley_fast.samplers import Sampler

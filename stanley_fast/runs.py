@@ -94,7 +94,7 @@ def train(
         config.make_sampler(),
         start=NoiseStart(config.start_scale),
         optimizer=partial(torch.optim.Adam, lr=config.learning_rate, fused=True),
-        steps=config.steps,
+        steps=config.transitions,
         batch_size=config.batch_size,
         key=key_for(config.seed, "training"),
         folder=folder,
@@ -155,25 +155,33 @@ def new_model(seed: int) -> MLPEnergy:
         return MLPEnergy()
 
 
-@one_thread()
 def generate(
     f: LogDensity, config: ToyConfig, n: int, key: Tensor, steps: int | None = None
 ) -> Tensor:
-    """n samples (n, 2) of f: chains from the noise that training starts its chains at."""
-    z0, key = _start(config, n, key)
-    steps = config.steps if steps is None else steps
-    return sample(f, z0, config.make_sampler(), steps, key=key).z
+    """n samples (n, 2) of f: chains from the noise that training starts its chains at.
+
+    `steps` are transitions; config's unless told.
+    """
+    return draw(f, config, n, key, transitions=steps).z
 
 
 @one_thread()
 def draw(
-    f: LogDensity, config: ToyConfig, n: int, key: Tensor, *, burn_in: int, keep_every: int = 1
+    f: LogDensity,
+    config: ToyConfig,
+    n: int,
+    key: Tensor,
+    *,
+    transitions: int | None = None,
+    burn_in: int = 0,
+    keep_every: int | None = None,
 ) -> Chain:
-    """The chains of `generate` with a trace: every keep_every-th state after `burn_in` steps."""
+    """The chains of `generate`; their trace and acceptance are of what follows `burn_in`."""
     z0, key = _start(config, n, key)
     sampler = config.make_sampler()
+    left = (config.transitions if transitions is None else transitions) - burn_in
     warm = sample(f, z0, sampler, burn_in, key=key)
-    return sample(f, warm.z, sampler, config.steps - burn_in, key=warm.key, keep_every=keep_every)
+    return sample(f, warm.z, sampler, left, key=warm.key, keep_every=keep_every)
 
 
 def _start(config: ToyConfig, n: int, key: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,7 +193,12 @@ def _start(config: ToyConfig, n: int, key: Tensor) -> tuple[Tensor, Tensor]:
 def learned_density(f: nn.Module, config: ToyConfig) -> Tensor:
     """The density that f's chains aim at, exp(f / T), normalised on the picture's grid."""
     extent = TARGETS[config.target]().extent
-    return grid_density(lambda z: f(z) / config.temperature, extent, plots.GRID)
+    return grid_density(log_density(f, config), extent, plots.GRID)
+
+
+def log_density(f: LogDensity, config: ToyConfig) -> LogDensity:
+    """What f learned from the chains of `config`: f / T, T being their temperature."""
+    return lambda z: f(z) / config.temperature
 
 
 def draw_figure1(folder: Path) -> None:

@@ -220,6 +220,22 @@ def test_compare_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
             2,
             "threshold is not a setting of langevin, got 1.0",
         ),
+        (
+            "train rings --sampler mala --noise-scale 0.3",
+            2,
+            "noise_scale is not a setting of mala, got 0.3",
+        ),
+        (
+            "train rings --sampler hmc --steps 7",
+            2,
+            "steps must be a multiple of leapfrog_steps = 5, got 7",
+        ),
+        (
+            "compare rings --samplers mala hmc --noise-scales 0.1",
+            2,
+            "noise_scales are a setting of stanley, langevin, adjusted-stanley; none is among "
+            "samplers",
+        ),
         ("train rings --resume --overwrite", 2, "resume and overwrite exclude each other"),
         (
             "train rings --resume --folder none",
@@ -240,7 +256,7 @@ def test_compare_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
         (
             "sample rings --steps 10 --burn-in 7",
             2,
-            "diagnostics need 4 draws or more, got 10 steps with burn_in 7 and keep_every 1",
+            "diagnostics need 4 draws or more, got 10 transitions with burn_in 7 and keep_every 1",
         ),
         ("sample rings --inference-data x", 2, "inference_data must end in .nc, got x"),
         (
@@ -296,7 +312,7 @@ def test_every_option_has_help(command: str, capsys: pytest.CaptureFixture[str])
     out = " ".join(capsys.readouterr().out.replace("│", " ").replace("|", " ").split())
     assert "None" not in out
     options = re.findall(r"(--[a-z][a-z0-9-]*) (.*?)\(default: ", out)
-    assert len(options) == {"train": 18, "sample": 13, "compare": 19, "doctor": 1}[command]
+    assert len(options) == {"train": 19, "sample": 14, "compare": 19, "doctor": 1}[command]
     for name, text in options:
         assert len(re.findall("[A-Za-z]+", text)) >= 3, name
 

@@ -67,6 +67,7 @@ def test_summary_is_mean_and_sd_over_the_runs_that_came_so_far() -> None:
         "threshold": 0.1,
         "step_size": 1.0,
         "noise_scale": 0.15,
+        "leapfrog_steps": None,
         "iteration": 4,
         "runs": 3,
         "diverged": 0,
@@ -92,6 +93,28 @@ def test_table_marks_diverged_cells() -> None:
 def test_table_when_everything_diverged() -> None:
     lines = comparison.table([cell(STANLEY, None)]).splitlines()
     assert lines[1].split() == ["stanley", "0.1", "1", "0.15", "1", "of", "1", "diverged"]
+
+
+def test_samplers_with_other_settings_stand_in_one_table_and_heat_map(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mala, hmc = (preset("rings", name) for name in ("mala", "hmc"))
+    configs = comparison.grid([STANLEY, mala, hmc], (0.2,), (0.5, 1.0), (0.3,))
+    assert [c.settings for c in configs[2:5]] == [
+        {"step_size": 0.5},
+        {"step_size": 1.0},
+        {"step_size": 0.5, "leapfrog_steps": 5},
+    ]
+    assert comparison.run_name(configs[4]) == "hmc-step0.5-leapfrog5-seed0"
+    cells = [cell(dataclasses.replace(c, iterations=4, evaluate_every=2), 0.7) for c in configs]
+    lines = comparison.table(cells).splitlines()
+    assert " ".join(lines[0].split()) == (
+        "sampler threshold step size noise leapfrog steps histogram_tv"
+    )
+    assert lines[3].split() == ["mala", "0.5", "0.700"]
+    assert lines[5].split() == ["hmc", "0.5", "5", "0.700"]
+    heat = heats(cells, monkeypatch)[-1]
+    assert (heat.title, heat.rows, heat.columns[1]) == ("HMC", ("", [""]), ["0.5", "1"])
 
 
 def test_best_prefers_cells_without_divergence() -> None:

@@ -13,7 +13,7 @@ import torch
 from stanley_fast import checkpoint, keys, metrics, runs
 from stanley_fast.checkpoint import CheckpointError
 from stanley_fast.energies import Rings
-from stanley_fast.experiments import SettingsError, ToyConfig, preset
+from stanley_fast.experiments import SamplerName, SettingsError, ToyConfig, preset
 from stanley_fast.trainer import DivergedError
 
 TINY = dataclasses.replace(
@@ -87,6 +87,29 @@ def test_the_learned_density_is_what_the_chains_sample() -> None:
     assert float((density[100, 100] / density[100, 180]).log()) == pytest.approx(
         float(inside), rel=1e-3
     )
+
+
+def test_hmc_makes_the_transitions_that_its_steps_pay_for() -> None:
+    config = dataclasses.replace(preset("rings", "hmc"), steps=10)
+    f, key = runs.new_model(0), keys.key(0)
+    chain = runs.draw(f, config, 20, key, keep_every=1)
+    assert chain.trace is not None
+    assert len(chain.trace) == 2
+    assert torch.equal(runs.generate(f, config, 20, key), chain.z)
+
+
+@pytest.mark.parametrize("sampler", ["adjusted-stanley", "mala", "mh", "hmc", "ascent"])
+def test_every_sampler_trains_and_resumes(sampler: SamplerName, tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        preset("rings", sampler), steps=5, batch_size=8, iterations=4, evaluate_every=2
+    )
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    runs.train(config, whole, progress=False)
+    runs.train(dataclasses.replace(config, iterations=2), parts, progress=False)
+    runs.train(config, parts, resume=True, progress=False)
+    assert_same_model(whole, parts)
+    columns = (whole / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert ("acceptance" in columns) == config.adjusted
 
 
 def test_the_settings_alone_decide_the_run(finished: Path, tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ class TrainingOptions:
     start_scale: Annotated[float | None, unset("the preset's")] = None
     """Standard deviation of the noise that chains start at; 2 covers the rings, 1 the gmm."""
     steps: Annotated[int | None, unset("the preset's")] = None
-    """Transitions per chain and iteration (K), 50 to 500."""
+    """Evaluations of f per chain and iteration (K), 50 to 500: as many transitions, of hmc steps /
+    leapfrog-steps, so that samplers compare at one cost."""
     batch_size: Annotated[int | None, unset("the preset's")] = None
     """Observations, and as many chains, per iteration; 100 to 1000."""
     iterations: Annotated[int | None, unset("the preset's")] = None
@@ -61,13 +62,19 @@ class TrainingOptions:
 @dataclass
 class ChainOptions:
     sampler: Annotated[SamplerName | None, unset("stanley")] = None
-    """stanley: a stepsize per element, from the gradient; or langevin: one for all."""
+    """stanley: a stepsize per element, from the gradient; langevin: one for all; ascent: langevin
+    without noise. These accept or reject, so that the net learns exp(f): adjusted-stanley, mala,
+    mh (Metropolis-Hastings) and hmc; they are slower."""
     threshold: Annotated[float | None, unset("the preset's")] = None
-    """Of STANLEY: gradients beyond it get a smaller stepsize; 0.01 to 1."""
+    """Of stanley and adjusted-stanley: gradients beyond it get a smaller stepsize; 0.01 to 1,
+    adjusted 1 to 30."""
     step_size: Annotated[float | None, unset("the preset's")] = None
-    """The stepsize of langevin, 0.01 to 1; the largest one of stanley, around 1."""
+    """The stepsize of langevin, mala and ascent, 0.01 to 1; the largest one of stanley, around 1;
+    hmc's leapfrog and mh's proposal as lengths, 0.1 to 1."""
     noise_scale: Annotated[float | None, unset("the preset's")] = None
-    """Multiplies the chain's noise, 0.01 to 1."""
+    """Of stanley, adjusted-stanley and langevin: multiplies the chain's noise, 0.01 to 1."""
+    leapfrog_steps: Annotated[int | None, unset("the preset's")] = None
+    """Of hmc: gradients per transition, 1 to 20; steps must be a multiple."""
 
 
 def given(command: object) -> dict[str, Any]:

@@ -31,16 +31,16 @@ class Compare(TrainingOptions, TargetOptions):
     """
 
     grid: bool = False
-    """A fine grid for each sampler, with short runs: 66 cells of 800 iterations and three seeds,
-    about 5 minutes on two cores. The options below replace parts of it."""
+    """A fine grid for each sampler, with short runs: of stanley and langevin 66 cells of 800
+    iterations and three seeds, about 5 minutes on two cores. The options below replace parts."""
     samplers: tuple[SamplerName, ...] = ("stanley", "langevin")
-    """Which to train."""
+    """Which to train, all with the same evaluations of f per chain and iteration."""
     thresholds: Annotated[tuple[float, ...], unset("the preset's, or grid's")] = ()
-    """Grid of thresholds, of stanley alone; 0.01 to 1."""
+    """Grid of thresholds, of stanley and adjusted-stanley; 0.01 to 1."""
     step_sizes: Annotated[tuple[float, ...], unset("the presets', or grid's")] = ()
     """Grid of step sizes, of every sampler."""
     noise_scales: Annotated[tuple[float, ...], unset("the presets', or grid's")] = ()
-    """Grid of noise scales, of every sampler."""
+    """Grid of noise scales, of stanley, adjusted-stanley and langevin."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Every cell of the grid is run with each."""
     jobs: Annotated[int, unset("one per core")] = field(default_factory=torch.get_num_threads)
@@ -55,8 +55,12 @@ class Compare(TrainingOptions, TargetOptions):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise SettingsError(f"{name} must be one or more, all different, got {values}")
-        if self.thresholds and "stanley" not in self.samplers:
-            raise SettingsError("thresholds are a setting of stanley, which is not among samplers")
+        for option, setting in (("thresholds", "threshold"), ("noise_scales", "noise_scale")):
+            takers = [name for name, method in SAMPLERS.items() if setting in method.takes]
+            if getattr(self, option) and not set(takers) & set(self.samplers):
+                raise SettingsError(
+                    f"{option} are a setting of {', '.join(takers)}; none is among samplers"
+                )
         if self.jobs < 1:
             raise SettingsError(f"jobs must be 1 or more, got {self.jobs}")
         if self.grid and self.preset != "tuned":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from torch import Tensor
@@ -36,16 +36,22 @@ class Sample:
     or gmm."""
     n: int = 10_000
     """How many samples: the last states of as many chains."""
-    steps: Annotated[int | None, unset("as in training; 500 for a target")] = None
-    """Transitions per chain (K), burn-in among them; 50 to 500."""
+    steps: Annotated[int | None, unset("as in training; 500 for a density itself")] = None
+    """Evaluations of f per chain (K), burn-in's among them: as many transitions, of hmc steps /
+    leapfrog-steps; 50 to 500."""
     sampler: Annotated[SamplerName | None, unset("as in training; stanley for a target")] = None
-    """stanley or langevin. The other one than in training comes with its tuned settings."""
+    """Another one than in training comes with settings of its own. Where one of the two accepts or
+    rejects (adjusted-stanley, mala, mh, hmc) and the other doesn't, it samples the learned density
+    itself, exp(f / T) of training's T = noise-scale^2, with the settings for a target."""
     threshold: Annotated[float | None, unset("as in training; the sampler's for a target")] = None
-    """Of STANLEY: gradients beyond it get a smaller stepsize; 0.01 to 1, for a target 1 to 30."""
-    step_size: Annotated[float | None, unset("as in training; 0.01 for a target")] = None
-    """Stepsize, STANLEY's largest; 0.01 to 1."""
+    """Of stanley and adjusted-stanley: gradients beyond it get a smaller stepsize; 0.01 to 1, for a
+    target 1 to 30."""
+    step_size: Annotated[float | None, unset("as in training; the sampler's for a target")] = None
+    """Stepsize, STANLEY's largest; hmc's leapfrog and mh's proposal as lengths; 0.01 to 1."""
     noise_scale: Annotated[float | None, unset("as in training; 1 for a target")] = None
-    """Multiplies the chain's noise, 0 to 1."""
+    """Of stanley, adjusted-stanley and langevin: multiplies the chain's noise, 0 to 1."""
+    leapfrog_steps: Annotated[int | None, unset("as in training; 5 for a target")] = None
+    """Of hmc: gradients per transition, 1 to 20; steps must be a multiple."""
     start_scale: Annotated[float | None, unset("as in training")] = None
     """Standard deviation of the noise that chains start at."""
     diagnostics: bool = False
@@ -67,14 +73,10 @@ class Sample:
             raise SettingsError(f"n must be 1 or more, got {self.n}")
         source = self._source()
         f, config = source.f, source.config
-        burn_in, keep_every = self._draws(config.steps)
+        burn_in, keep_every = self._draws(config.transitions)
         sample_key, truth_key = keys.split(keys.key(config.seed), 2)
-        trace = None
-        if burn_in is None:
-            samples = runs.generate(f, config, self.n, sample_key)
-        else:
-            chain = runs.draw(f, config, self.n, sample_key, burn_in=burn_in, keep_every=keep_every)
-            samples, trace = chain.z, chain.trace
+        chain = runs.draw(f, config, self.n, sample_key, burn_in=burn_in, keep_every=keep_every)
+        samples = chain.z
         folder = self.folder or source.folder
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "samples.npy", samples.numpy())
@@ -87,10 +89,12 @@ class Sample:
         plots.densities(folder / "samples.png", panels)
         print(f"{self.n} samples {source.what}, by {config.title}:")
         print_figures(metrics.quality(target, samples, truth_key))
+        if chain.acceptance is not None:
+            print(f"  {'acceptance':<15} {chain.acceptance.mean():.3f}")
         left = [folder / "samples.npy", folder / "samples.png"]
-        if trace is not None:
+        if chain.trace is not None and keep_every is not None:
             print(f"After a burn-in of {burn_in} transitions, {keep_every} from draw to draw:")
-            left += self._diagnose(trace, keep_every, folder)
+            left += self._diagnose(chain.trace, keep_every, folder)
         print(f"Left {', '.join(map(str, left[:-1]))} and {left[-1]}")
 
     def _source(self) -> _Source:
@@ -101,38 +105,44 @@ class Sample:
             return _Source(TARGETS[self.source](), config, f"of the true {self.source}", {}, folder)
         path = Path(self.source)
         model = runs.load_learned(path)
-        config = model.config
-        if self.sampler not in (None, config.sampler):  # comes with its tuned settings
-            other = preset(config.target, self.sampler)
-            config = replace(
-                config,
-                sampler=other.sampler,
-                threshold=other.threshold,
-                step_size=other.step_size,
-            )
+        f, config = self._sampled(model)
         return _Source(
-            model.f,
-            replace(config, **given(self)),
+            f,
+            config,
             f"after {model.iteration} iterations",
             {"learned density": runs.learned_density(model.f, model.config)},
             (path if path.is_dir() else path.parent) / "samples",
         )
 
-    def _draws(self, steps: int) -> tuple[int | None, int]:
-        """Burn-in, None where nobody asked for diagnostics, and transitions from draw to draw."""
+    def _sampled(self, model: runs.Learned) -> tuple[LogDensity, ToyConfig]:
+        """What to sample of a trained model and how."""
+        config = model.config
+        kept: dict[str, Any] = {"start_scale": config.start_scale, "seed": config.seed}
+        if self.sampler in (None, config.sampler):
+            return model.f, replace(config, **given(self))
+        other = preset(config.target, self.sampler)
+        if other.adjusted != config.adjusted:  # at temperature 1, whatever training's was
+            target = exact(config.target, self.sampler)
+            return runs.log_density(model.f, config), replace(target, **{**kept, **given(self)})
+        if not other.adjusted and None not in (other.noise_scale, config.noise_scale):
+            kept["noise_scale"] = config.noise_scale
+        return model.f, replace(other, **{"steps": config.steps, **kept, **given(self)})
+
+    def _draws(self, transitions: int) -> tuple[int, int | None]:
+        """Burn-in and transitions from draw to draw; 0 and None where nobody asked for either."""
         asked = (self.burn_in, self.keep_every, self.inference_data)
         if not self.diagnostics and asked == (None, None, None):
-            return None, 1
+            return 0, None
         diagnostics.require()
-        burn_in = steps // 2 if self.burn_in is None else self.burn_in
+        burn_in = transitions // 2 if self.burn_in is None else self.burn_in
         keep_every = 1 if self.keep_every is None else self.keep_every
         for name, value, least in (("burn_in", burn_in, 0), ("keep_every", keep_every, 1)):
             if value < least:
                 raise SettingsError(f"{name} must be {least} or more, got {value}")
-        if (steps - burn_in) // keep_every < diagnostics.MIN_DRAWS:
+        if (transitions - burn_in) // keep_every < diagnostics.MIN_DRAWS:
             raise SettingsError(
-                f"diagnostics need {diagnostics.MIN_DRAWS} draws or more, got {steps} steps with "
-                f"burn_in {burn_in} and keep_every {keep_every}"
+                f"diagnostics need {diagnostics.MIN_DRAWS} draws or more, got {transitions} "
+                f"transitions with burn_in {burn_in} and keep_every {keep_every}"
             )
         if self.inference_data is not None and self.inference_data.suffix != ".nc":
             raise SettingsError(f"inference_data must end in .nc, got {self.inference_data}")
