@@ -99,7 +99,10 @@ def test_hmc_makes_the_transitions_that_its_steps_pay_for() -> None:
 
 
 @pytest.mark.parametrize("sampler", ["adjusted-stanley", "mala", "mh", "hmc", "ascent"])
-def test_every_sampler_trains_and_resumes(sampler: SamplerName, tmp_path: Path) -> None:
+def test_every_sampler_trains_and_resumes(
+    sampler: SamplerName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "EVALUATED", 500)
     config = dataclasses.replace(
         preset("rings", sampler), steps=5, batch_size=8, iterations=4, evaluate_every=2
     )
