@@ -1,7 +1,7 @@
 """The command line: stanley-fast train | sample | compare | ergodicity | doctor.
 
-The commands are in commands/, one file each. A user's mistake is one line on stderr and exit status
-2; a run that fails is one with status 1.
+The commands are in commands/, one file each. A setting that can't be is one line on stderr and exit
+status 2; a file or a run that fails is one with status 1. Options that do not parse tyro explains.
 """
 
 from __future__ import annotations
