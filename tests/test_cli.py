@@ -320,10 +320,25 @@ def test_every_option_has_help(command: str, capsys: pytest.CaptureFixture[str])
 # From another process -----------------------------------------------------------------------------
 
 
+def popen(command: list[str]) -> subprocess.Popen[str]:
+    """A process that hears Ctrl-C even where these tests run in a shell's background."""
+
+    def hear_ctrl_c() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hear_ctrl_c,
+    )
+
+
 def start(folder: str, *options: str) -> subprocess.Popen[str]:
     """A training of about a second in a process of its own."""
     command = [*COMMAND, "train", "rings", "--folder", folder, *options]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return popen(command)
 
 
 def finish(process: subprocess.Popen[str]) -> int:
@@ -356,7 +371,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_so() -> None:
 
 def test_ctrl_c_stops_a_comparison_and_says_how_to_go_on() -> None:
     command = [*COMMAND, "compare", "rings", "--grid", "--jobs=2", "--folder=c", *TINY]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = popen(command)
     wait_for(Path("c/stanley-threshold0.03-step0.1-noise0.15-seed0/config.json"), process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
