@@ -16,7 +16,7 @@ from timing import Candidate, interleaved
 from torch import Tensor
 
 import stanley_fast as sf
-from stanley_fast import ops
+from stanley_fast import metropolis_ops
 
 THRESHOLD, STEP_SIZE, NOISE_SCALE = 0.1, 0.5, 0.8
 SHAPES = [(64, 3072), (100, 2), (1000, 2), (8, 200_000)]
@@ -56,10 +56,10 @@ def eager_accept(z: Tensor, grad: Tensor, f: Tensor, z_new: Tensor, grad_new: Te
 
 def accept(z: Tensor, grad: Tensor, f: Tensor, z_new: Tensor, grad_new: Tensor, f_new: Tensor,
            key: Tensor) -> None:  # fmt: skip
-    ratio = ops.proposal_log_ratio(
+    ratio = metropolis_ops.proposal_log_ratio(
         z, grad, z_new, grad_new, threshold=THRESHOLD, step_size=STEP_SIZE, noise_scale=NOISE_SCALE
     )
-    ops.accept_(z, grad, f, z_new, grad_new, f_new, ratio, key)
+    metropolis_ops.accept_(z, grad, f, z_new, grad_new, f_new, ratio, key)
 
 
 def eager_leapfrog(z: Tensor, momentum: Tensor, grad: Tensor) -> None:
@@ -103,7 +103,7 @@ def test_leapfrog(benchmark: Any, threads: int, capsys: pytest.CaptureFixture[st
     z, momentum, grad = (1e-3 * sf.normal((64, LEAPFROG // 64), key, step=i) for i in range(3))
     size = torch.tensor(1e-3, dtype=torch.float64)
     runs = {
-        "ours": lambda: ops.leapfrog_(z, momentum, grad, step_size=size),
+        "ours": lambda: metropolis_ops.leapfrog_(z, momentum, grad, step_size=size),
         "eager": lambda: eager_leapfrog(z, momentum, grad),
     }
     report(benchmark, f"leapfrog {LEAPFROG}", runs, capsys, threads=threads)

@@ -21,7 +21,8 @@ def naive(z: Tensor, grad: Tensor) -> Tensor:
 def by_autograd(f: nn.Module, z: Tensor, steps: int) -> Tensor:
     for _ in range(steps):
         z = z.detach().requires_grad_()
-        (grad,) = torch.autograd.grad(f(z).sum(), z)
+        with torch.enable_grad():
+            (grad,) = torch.autograd.grad(f(z).sum(), z)
         with torch.no_grad():
             z = naive(z, grad)
     return z

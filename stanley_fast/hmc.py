@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from stanley_fast import metropolis, ops, settings
+from stanley_fast import metropolis, metropolis_ops, ops, settings
 from stanley_fast.density import Density
 from stanley_fast.transition import Info, State
 
@@ -105,7 +105,7 @@ def leapfrog(
     z, value, grad = state.z, state.log_density, state.grad
     assert grad is not None
     for i in range(steps):
-        ops.leapfrog_(
+        metropolis_ops.leapfrog_(
             z, momentum, grad, step_size=step_size, kick=0.5 if i == 0 else 1.0,
             inverse_mass=inverse_mass,
         )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from stanley_fast import ops, settings
+from stanley_fast import metropolis_ops, ops, settings
 from stanley_fast.density import Density, raise_if_not_finite
 from stanley_fast.transition import Info, State
 
@@ -74,7 +74,7 @@ def accept(
             )
     # Counted in elements, as the noise is: a chain that goes on with the key draws as the whole.
     total = z.numel() if total is None else total
-    accepted, probability = ops.accept_(
+    accepted, probability = metropolis_ops.accept_(
         z,
         state.grad,
         state.log_density,
@@ -135,7 +135,9 @@ class MALA:
         assert grad is not None
         new = ops.langevin_step(z, grad, self.step_size, key, k, first=first, total=total)
         value, new_grad = f.value_and_grad(new)
-        log_ratio = ops.proposal_log_ratio(z, grad, new, new_grad, step_size=self.step_size)
+        log_ratio = metropolis_ops.proposal_log_ratio(
+            z, grad, new, new_grad, step_size=self.step_size
+        )
         proposal = State(new, value, new_grad)
         return accept(state, proposal, log_ratio, key, k, first=first, total=total)
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from stanley_fast import metropolis, ops, settings
+from stanley_fast import metropolis, metropolis_ops, ops, settings
 from stanley_fast.checks import compute_dtype
 from stanley_fast.density import Density
 from stanley_fast.transition import Info, Sampler, State
@@ -122,7 +122,7 @@ update='paper', clamp=None, adjusted=False)
         gamma = self._gamma_for_step(grad, frozen)
         new = self._move(z, grad, gamma, key, k, first, total, inplace=False)
         value, new_grad = f.value_and_grad(new)
-        log_ratio = ops.proposal_log_ratio(
+        log_ratio = metropolis_ops.proposal_log_ratio(
             z,
             grad,
             new,

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 import stanley_fast as sf
-from stanley_fast import ops
+from stanley_fast import metropolis_ops
 from stanley_fast.energies import Ring
 from stanley_fast.targets import Banana, Funnel, Gaussian
 
@@ -169,7 +169,7 @@ def test_every_term_of_q_is_needed(monkeypatch: pytest.MonkeyPatch, drop: str) -
     def wrong(*args: Tensor, **settings: float) -> Tensor:
         return ratio(drop, *args, **settings)
 
-    monkeypatch.setattr(ops, "proposal_log_ratio", wrong)
+    monkeypatch.setattr(metropolis_ops, "proposal_log_ratio", wrong)
     z = Gaussian([1.0]).sample(20_000, sf.key(11))
     chain = sf.sample(Gaussian([1.0]), z, sf.Stanley(0.5, 1.0, adjusted=True), 25, key=sf.key(12))
     distance = stats.kstest(chain.z[:, 0].double().numpy(), "norm").statistic
@@ -219,7 +219,7 @@ def test_one_transition_is_reversible(sampler: sf.Sampler) -> None:
 @pytest.mark.parametrize("drop", DROPPED)
 def test_without_a_term_it_is_not_reversible(monkeypatch: pytest.MonkeyPatch, drop: str) -> None:
     wrong = lambda *args, **settings: ratio(drop, *args, **settings)  # noqa: E731
-    monkeypatch.setattr(ops, "proposal_log_ratio", wrong)
+    monkeypatch.setattr(metropolis_ops, "proposal_log_ratio", wrong)
     assert pairs(sf.Stanley(1.0, 0.5, adjusted=True)) < ALPHA
 
 

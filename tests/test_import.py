@@ -27,6 +27,7 @@ LAYERS = [
     {"kernels", "reference"},
     {"direct", "keys", "library", "transition"},
     {"ops"},
+    {"metropolis_ops"},
     {"data", "distances", "doctor", "energies", "metropolis"},
     {"hmc", "samplers"},
     {"fid", "fusion", "metrics", "targets"},

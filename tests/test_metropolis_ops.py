@@ -24,7 +24,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 import stanley_fast as sf
-from stanley_fast import ops
+from stanley_fast import metropolis_ops
 
 SHAPES = [(0, 3), (3, 0), (1, 1), (5,), (3, 7), (2, 3, 4, 4), (3, 3072), (1, 8193), (1, 200_000)]
 SCALE = {"step_size": 0.7, "noise_scale": 0.5}
@@ -69,7 +69,7 @@ def test_log_ratio(
     where = points(shape, each_backend, dtype)
     z, grad, z_new, grad_new = where
     given, gamma, gamma_new = stepsizes(kind, where)
-    got = ops.proposal_log_ratio(z, grad, z_new, grad_new, noise_scale=0.5, **given)
+    got = metropolis_ops.proposal_log_ratio(z, grad, z_new, grad_new, noise_scale=0.5, **given)
     there = log_q(z_new, z, grad, gamma, 0.5)
     back = log_q(z, z_new, grad_new, gamma_new, 0.5)
     assert got.dtype == torch.float64
@@ -85,7 +85,7 @@ def test_log_ratio_of_a_real_proposal_is_good_to_1e_9(each_backend: Backend, sca
     key = sf.key(3, each_backend.device)
     z = random((4, 3072), 1, each_backend, torch.float32)
     z_new = sf.stanley_step(z, -z, key, threshold=0.5, step_size=scale)
-    got = ops.proposal_log_ratio(z, -z, z_new, -z_new, threshold=0.5, step_size=scale)
+    got = metropolis_ops.proposal_log_ratio(z, -z, z_new, -z_new, threshold=0.5, step_size=scale)
     gamma, gamma_new = eq4(z, 0.5, scale), eq4(z_new, 0.5, scale)
     terms = log_q(z, z_new, -z_new, gamma_new, 1.0) - log_q(z_new, z, -z, gamma, 1.0)
     want = [math.fsum(row) for row in terms]
@@ -95,9 +95,9 @@ def test_log_ratio_of_a_real_proposal_is_good_to_1e_9(each_backend: Backend, sca
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_log_ratio_of_layouts(each_backend: Backend, layout: str) -> None:
     where = points((2, 3, 4, 4), each_backend, torch.float32)
-    want = ops.proposal_log_ratio(*where, threshold=0.3, **SCALE)
+    want = metropolis_ops.proposal_log_ratio(*where, threshold=0.3, **SCALE)
     laid_out = [LAYOUTS[layout](x) for x in where]
-    assert torch.equal(ops.proposal_log_ratio(*laid_out, threshold=0.3, **SCALE), want)
+    assert torch.equal(metropolis_ops.proposal_log_ratio(*laid_out, threshold=0.3, **SCALE), want)
 
 
 def test_gamma_broadcasts_and_step_size_is_read_from_a_tensor(each_backend: Backend) -> None:
@@ -105,14 +105,14 @@ def test_gamma_broadcasts_and_step_size_is_read_from_a_tensor(each_backend: Back
     z = where[0]
     rates = random((3, 1, 1), 5, each_backend, torch.float32).abs() + 0.1
     scalar = torch.tensor(0.4, device=z.device)
-    got = ops.proposal_log_ratio(*where, gamma=rates, gamma_new=scalar)
+    got = metropolis_ops.proposal_log_ratio(*where, gamma=rates, gamma_new=scalar)
     full = {"gamma": rates.expand(z.shape), "gamma_new": scalar.expand(z.shape)}
-    assert torch.equal(got, ops.proposal_log_ratio(*where, **full))
+    assert torch.equal(got, metropolis_ops.proposal_log_ratio(*where, **full))
     for dtype in (torch.float64, torch.float32):
         size = torch.tensor(0.5, dtype=dtype, device=z.device)
         for threshold in (None, math.inf, 0.3):
-            got = ops.proposal_log_ratio(*where, threshold=threshold, step_size=size)
-            want = ops.proposal_log_ratio(*where, threshold=threshold, step_size=0.5)
+            got = metropolis_ops.proposal_log_ratio(*where, threshold=threshold, step_size=size)
+            want = metropolis_ops.proposal_log_ratio(*where, threshold=threshold, step_size=0.5)
             assert torch.equal(got, want)
 
 
@@ -122,14 +122,14 @@ def test_a_chains_bits_are_its_own(backend: Backend, kind: str, width: int) -> N
     """Whatever the number of threads and the other chains of the batch."""
     where = points((5, width), backend, torch.float32)
     given, _, _ = stepsizes(kind, where)
-    whole = ops.proposal_log_ratio(*where, **given)
+    whole = metropolis_ops.proposal_log_ratio(*where, **given)
     for rows in (slice(0, 1), slice(1, 5)):
         part = {k: v[rows] if isinstance(v, Tensor) else v for k, v in given.items()}
-        some = ops.proposal_log_ratio(*(x[rows] for x in where), **part)
+        some = metropolis_ops.proposal_log_ratio(*(x[rows] for x in where), **part)
         assert torch.equal(some, whole[rows])
     for n in (1, 3) if backend.device == "cpu" else ():
         with threads(n):
-            assert torch.equal(ops.proposal_log_ratio(*where, **given), whole)
+            assert torch.equal(metropolis_ops.proposal_log_ratio(*where, **given), whole)
 
 
 @pytest.mark.parametrize("width", [3, 50])
@@ -140,9 +140,9 @@ def test_what_is_not_finite_is_not_accepted(
 ) -> None:
     """NaN for that chain, or -inf; the others are as they were."""
     where = points((3, width), each_backend, torch.float32)
-    want = ops.proposal_log_ratio(*where, threshold=0.3, **SCALE)
+    want = metropolis_ops.proposal_log_ratio(*where, threshold=0.3, **SCALE)
     where[which][1, 2] = bad
-    got = ops.proposal_log_ratio(*where, threshold=0.3, **SCALE)
+    got = metropolis_ops.proposal_log_ratio(*where, threshold=0.3, **SCALE)
     assert torch.equal(got[::2], want[::2])
     assert got[1].isnan() or (which >= 2 and got[1] == -math.inf)
 
@@ -156,7 +156,7 @@ def test_a_stepsize_that_is_not_positive_gives_nan(
     where = points((3, width), backend, torch.float32)
     given, _, _ = stepsizes("given", where)
     given[which][1, 2] = bad
-    got = ops.proposal_log_ratio(*where, **given)
+    got = metropolis_ops.proposal_log_ratio(*where, **given)
     assert got.isnan().tolist() == [False, True, False]
 
 
@@ -168,7 +168,7 @@ def test_one_stepsize_that_is_not_positive_gives_nan(
     """A tensor's value is known only on the device."""
     where = points((3, 7), each_backend, torch.float32)
     size = torch.tensor(bad, dtype=torch.float64, device=where[0].device)
-    got = ops.proposal_log_ratio(*where, step_size=size, threshold=threshold)
+    got = metropolis_ops.proposal_log_ratio(*where, step_size=size, threshold=threshold)
     assert got.isnan().all()
 
 
@@ -209,7 +209,7 @@ def test_accept(
     args = chains(n, shape, each_backend, dtype, density)
     before = [x.clone() for x in args]
     key = torch.tensor([(5 << 32) + 3, 11], device=each_backend.device)
-    accepted, probability = ops.accept_(*args, key, 6, first=5, total=30)
+    accepted, probability = metropolis_ops.accept_(*args, key, 6, first=5, total=30)
     log_alpha = (args[5].double() - before[2].double() + args[6]).cpu().numpy()
     u = uniforms(n, (5 << 32) + 3, 11, 6, 5, 30)
     assert accepted.dtype == torch.bool
@@ -232,7 +232,7 @@ def test_known_uniforms(each_backend: Backend) -> None:
         zero = torch.zeros(8, device=each_backend.device)
         log_ratio = torch.from_numpy(np.log(u) + shift).to(each_backend.device)
         key = sf.key(42, each_backend.device)
-        accepted, probability = ops.accept_(
+        accepted, probability = metropolis_ops.accept_(
             z, None, zero, z + 1, None, zero.clone(), log_ratio, key
         )
         assert accepted.tolist() == [want] * 8
@@ -253,7 +253,7 @@ def test_without_gradients(each_backend: Backend) -> None:
     )
     start = z.clone()
     key = sf.key(1, each_backend.device)
-    accepted, _ = ops.accept_(z, None, f, z_new, None, f_new, log_ratio, key)
+    accepted, _ = metropolis_ops.accept_(z, None, f, z_new, None, f_new, log_ratio, key)
     assert 0 < accepted.sum() < 9
     assert torch.equal(z, torch.where(accepted[:, None], z_new, start))
 
@@ -268,7 +268,7 @@ def test_what_is_not_finite_is_rejected(each_backend: Backend) -> None:
     log_density = torch.tensor(f, **on)
     log_ratio = torch.tensor(ratio, dtype=torch.float64, **on)
     z_new = torch.full((8, 3), nan, **on)
-    accepted, probability = ops.accept_(
+    accepted, probability = metropolis_ops.accept_(
         z, None, log_density, z_new, None, torch.tensor(f_new, **on), log_ratio, sf.key(0, **on)
     )
     want = [False] * 6 + [True] * 2
@@ -281,10 +281,10 @@ def test_parts_are_the_whole(each_backend: Backend) -> None:
     whole = chains(11, (5,), each_backend, torch.float32, torch.float32)
     start = [x.clone() for x in whole]
     key = sf.key(9, each_backend.device)
-    accepted, probability = ops.accept_(*whole, key, 3)
+    accepted, probability = metropolis_ops.accept_(*whole, key, 3)
     for first, end in ((0, 1), (1, 6), (6, 11)):
         part = [x[first:end].clone() for x in start]
-        got = ops.accept_(*part, key, 3, first=first, total=11)
+        got = metropolis_ops.accept_(*part, key, 3, first=first, total=11)
         assert torch.equal(got[0], accepted[first:end])
         assert torch.equal(got[1], probability[first:end])
         assert torch.equal(part[0], whole[0][first:end])
@@ -298,7 +298,7 @@ def test_accept_of_layouts(each_backend: Backend, layout: str) -> None:
     states = (3, 4) if layout == "negative" else (0, 1, 3, 4)
     odd = [LAYOUTS[layout](x) if i in states else x.clone() for i, x in enumerate(args)]
     odd[2] = torch.stack([odd[2], odd[2]], dim=1)[:, 0]
-    want, got = ops.accept_(*args, key), ops.accept_(*odd, key)
+    want, got = metropolis_ops.accept_(*args, key), metropolis_ops.accept_(*odd, key)
     assert all(map(torch.equal, got, want))
     assert all(map(torch.equal, odd, args))
 
@@ -306,7 +306,7 @@ def test_accept_of_layouts(each_backend: Backend, layout: str) -> None:
 def test_a_proposal_that_is_the_state(each_backend: Backend) -> None:
     args = chains(5, (3,), each_backend, torch.float32, torch.float32)
     start = [x.clone() for x in args[:3]]
-    ops.accept_(*args[:3], *args[:3], args[6], sf.key(2, each_backend.device))
+    metropolis_ops.accept_(*args[:3], *args[:3], args[6], sf.key(2, each_backend.device))
     assert all(map(torch.equal, args[:3], start))
 
 
@@ -317,7 +317,7 @@ def test_the_share_accepted(each_backend: Backend) -> None:
     f = torch.zeros(n, device=each_backend.device)
     log_ratio = torch.full((n,), math.log(0.3), dtype=torch.float64, device=f.device)
     key = sf.key(4, each_backend.device)
-    accepted, _ = ops.accept_(z, None, f, z + 1, None, f.clone(), log_ratio, key)
+    accepted, _ = metropolis_ops.accept_(z, None, f, z + 1, None, f.clone(), log_ratio, key)
     assert abs(accepted.double().mean().item() - 0.3) <= 4 * math.sqrt(0.3 * 0.7 / n)
 
 
@@ -328,7 +328,7 @@ def test_thread_counts_agree(backend: Backend) -> None:
     for n in (1, 3):
         args = chains(3000, (33,), backend, torch.float32, torch.float32)
         with threads(n):
-            results.append([*ops.accept_(*args, sf.key(0)), *args])
+            results.append([*metropolis_ops.accept_(*args, sf.key(0)), *args])
     assert all(map(torch.equal, *results))
 
 
@@ -344,13 +344,13 @@ def invariant(on: Backend, log_ratio: Callable[..., Tensor]) -> float:
     z_new = sf.stanley_step(z, grad, key, threshold=0.5, step_size=1.5)
     f_new, grad_new = -0.5 * z_new[:, 0] ** 2, -z_new
     ratio = log_ratio(z, grad, z_new, grad_new)
-    ops.accept_(z, grad, f, z_new, grad_new, f_new, ratio, key)
+    metropolis_ops.accept_(z, grad, f, z_new, grad_new, f_new, ratio, key)
     return ((z**2).mean().item() - 1.0) / math.sqrt(2.0 / n)
 
 
 def test_one_transition_leaves_the_target_invariant(each_backend: Backend) -> None:
     def ratio(*where: Tensor) -> Tensor:
-        return ops.proposal_log_ratio(*where, threshold=0.5, step_size=1.5)
+        return metropolis_ops.proposal_log_ratio(*where, threshold=0.5, step_size=1.5)
 
     assert abs(invariant(each_backend, ratio)) <= 4
 
@@ -387,7 +387,7 @@ def test_leapfrog(
     want = z.double() + 0.1 * (p if inverse is None else p * inverse.double())
     size = 0.1 if mass else torch.tensor(0.1, dtype=torch.float64, device=z.device)
     assert (
-        ops.leapfrog_(z, momentum, grad, step_size=size, kick=0.5, inverse_mass=inverse) is None
+        metropolis_ops.leapfrog_(z, momentum, grad, step_size=size, kick=0.5, inverse_mass=inverse) is None
     )  # fmt: skip
     tol = 1e-6 if dtype == torch.float32 else 1e-15
     torch.testing.assert_close(momentum.double(), p, rtol=tol, atol=tol)
@@ -400,8 +400,8 @@ def test_leapfrog_of_layouts(each_backend: Backend, layout: str) -> None:
     odd = [LAYOUTS[layout](x) for x in args]
     if layout == "negative":  # see above
         odd[:2] = [x.clone() for x in args[:2]]
-    ops.leapfrog_(*args, step_size=0.1)
-    ops.leapfrog_(*odd, step_size=0.1)
+    metropolis_ops.leapfrog_(*args, step_size=0.1)
+    metropolis_ops.leapfrog_(*odd, step_size=0.1)
     assert all(map(torch.equal, odd, args))
 
 
@@ -412,7 +412,7 @@ def test_leapfrog_is_reversible(each_backend: Backend) -> None:
     start = z.clone()
     for _ in range(2):
         for k in range(20):
-            ops.leapfrog_(z, momentum, -z, step_size=0.1, kick=0.5 if k == 0 else 1.0)
+            metropolis_ops.leapfrog_(z, momentum, -z, step_size=0.1, kick=0.5 if k == 0 else 1.0)
         momentum.add_(-z, alpha=0.05).neg_()
     torch.testing.assert_close(z, start, rtol=1e-12, atol=1e-12)
 
@@ -454,11 +454,13 @@ def transition(z: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     f = -0.5 * z.square().sum(1)
     for k in range(3):
         z_new = sf.stanley_step(z, -z, key, k, threshold=0.5)
-        ratio = ops.proposal_log_ratio(z, -z, z_new, -z_new, threshold=0.5, step_size=1.0)
+        ratio = metropolis_ops.proposal_log_ratio(
+            z, -z, z_new, -z_new, threshold=0.5, step_size=1.0
+        )
         f_new = -0.5 * z_new.square().sum(1)
-        accepted, _ = ops.accept_(z, None, f, z_new, None, f_new, ratio, key, k)
+        accepted, _ = metropolis_ops.accept_(z, None, f, z_new, None, f_new, ratio, key, k)
         momentum = sf.normal(z.shape, key, 10 + k)
-        ops.leapfrog_(z, momentum, -z, step_size=0.1, kick=0.5)
+        metropolis_ops.leapfrog_(z, momentum, -z, step_size=0.1, kick=0.5)
     return z, accepted
 
 
@@ -477,17 +479,17 @@ def test_versions_and_inference_mode(backend: Backend) -> None:
     args = chains(4, (3,), backend, torch.float32, torch.float32)
     key = sf.key(0, backend.device)
     before = [x._version for x in args]
-    ops.accept_(*args, key)
+    metropolis_ops.accept_(*args, key)
     assert [x._version - v for x, v in zip(args, before, strict=True)] == [1] * 3 + [0] * 4
     z, momentum, grad = args[0], args[3], args[1]
     before = [x._version for x in (z, momentum, grad)]
-    ops.leapfrog_(z, momentum, grad, step_size=0.1)
+    metropolis_ops.leapfrog_(z, momentum, grad, step_size=0.1)
     after = [x._version - v for x, v in zip((z, momentum, grad), before, strict=True)]
     assert after == [1, 1, 0]
     with torch.inference_mode():
         mixed = [x.clone() if i == 0 else x for i, x in enumerate(args)]
-        accepted, _ = ops.accept_(*mixed, key)
+        accepted, _ = metropolis_ops.accept_(*mixed, key)
         assert accepted.is_inference()
         outside = mixed[0]
     with pytest.raises(RuntimeError, match="inference"):
-        ops.leapfrog_(outside, momentum, grad, step_size=0.1)
+        metropolis_ops.leapfrog_(outside, momentum, grad, step_size=0.1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import stanley_fast as sf
-from stanley_fast import ops
+from stanley_fast import metropolis_ops
 
 ERRORS = (RuntimeError, ValueError, TypeError)
 
@@ -41,7 +41,7 @@ ORDER = ["z", "grad", "log_density", "z_new", "grad_new", "log_density_new", "lo
 def call(name: str, arguments: dict[str, Any]) -> Any:
     given = dict(arguments)
     order = ORDER if name != "leapfrog_" else ["z", "momentum", "grad"]
-    return getattr(ops, name)(*[given.pop(a) for a in order if a in given], **given)
+    return getattr(metropolis_ops, name)(*[given.pop(a) for a in order if a in given], **given)
 
 
 DOUBLE, HALF, LONG = torch.float64, torch.float16, torch.int64

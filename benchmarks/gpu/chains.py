@@ -14,14 +14,14 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from toy import NOISE_SCALE, THRESHOLD, as_conv, by_autograd
 
 import stanley_fast as sf
 from gpu.rows import MISS, NOT_RUN, PASS, Rows, reason
 from gpu.timings import guarded, synchronize
 from stanley_fast import fusion
 
-THRESHOLD, NOISE_SCALE = 0.1, 0.15
 TOY = (2, 32, 64, 64, 64, 1)
 NETS = {"toy": TOY, "narrow": (3, 5, 1), "deep": (5, *[20] * 7, 1), "wide": (16, 128, 128, 1)}
 ACTIVATIONS = {"leaky": partial(nn.LeakyReLU, 0.05), "silu": nn.SiLU}
@@ -111,35 +111,6 @@ def parts(dtype: torch.dtype, device: str) -> float:
 
 
 # Time --------------------------------------------------------------------------------------------
-
-
-def naive(z: Tensor, grad: Tensor) -> Tensor:
-    """Eqs. 4 and 5 as one types them."""
-    gamma = THRESHOLD / torch.clamp(grad.abs(), min=THRESHOLD)
-    return z + gamma / 2 * grad + torch.sqrt(gamma) * NOISE_SCALE * torch.randn_like(z)
-
-
-def by_autograd(f: nn.Module, z: Tensor, steps: int) -> Tensor:
-    for _ in range(steps):
-        z = z.detach().requires_grad_()
-        with torch.enable_grad():
-            (grad,) = torch.autograd.grad(f(z).sum(), z)
-        with torch.no_grad():
-            z = naive(z, grad)
-    return z
-
-
-def as_conv(f: sf.MLPEnergy) -> nn.Sequential:
-    """The same layers as 1x1 convolutions."""
-    layers: list[nn.Module] = []
-    for layer in f.net:
-        if isinstance(layer, nn.Linear):
-            conv = nn.Conv2d(layer.in_features, layer.out_features, 1)
-            state = {"weight": layer.weight[:, :, None, None], "bias": layer.bias}
-            conv.load_state_dict(state)
-            layer = conv
-        layers.append(layer)
-    return nn.Sequential(*layers).requires_grad_(False)
 
 
 def timings(rows: Rows, chains: int, steps: int, device: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 import stanley_fast as sf
 from gpu import data
 from gpu.rows import Rows
-from stanley_fast import ops
+from stanley_fast import metropolis_ops
 
 SHAPES = ((0, 3), (3, 0), (1, 1), (5, 7), (3, 4, 15, 17), (33, 3072), (2, 200_003), (1000, 2))
 DRY_SHAPES = ((0, 3), (3, 0), (1, 1), (3, 4, 5, 7))
@@ -63,10 +63,10 @@ def check_ratio(shape: tuple[int, ...], kind: str, dtype: torch.dtype, device: s
     want = sf.reference.proposal_log_ratio(*where, **given)
     on = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in given.items()}
     placed = [odd(x, device) for x in where]
-    got = ops.proposal_log_ratio(*placed, **on)
+    got = metropolis_ops.proposal_log_ratio(*placed, **on)
     one = [x[-1:] for x in placed]  # a chain's bits are its own
     if kind != "given" and len(got):
-        assert torch.equal(ops.proposal_log_ratio(*one, **on), got[-1:])
+        assert torch.equal(metropolis_ops.proposal_log_ratio(*one, **on), got[-1:])
     terms = max(1, math.prod(shape[1:])) * 100.0
     return data.excess(got, want, torch.full_like(want, 1e-14 * terms))
 
@@ -77,7 +77,7 @@ def check_accept(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> flo
     args = [z, grad, f, z_new, grad_new, f_new, data.random(shape[:1], torch.float64)]
     placed = [odd(x, device) for x in args]
     want = sf.reference.accept_(*args, sf.key(7), 3, first=2, total=5000)
-    got = ops.accept_(*placed, sf.key(7, device), 3, first=2, total=5000)
+    got = metropolis_ops.accept_(*placed, sf.key(7, device), 3, first=2, total=5000)
     assert torch.equal(got[0].cpu(), want[0])
     for ours_, theirs in zip(placed, args, strict=True):
         assert torch.equal(ours_.cpu(), theirs)
@@ -91,7 +91,7 @@ def check_leapfrog(shape: tuple[int, ...], mass: bool, dtype: torch.dtype, devic
     on = None if inverse is None else inverse.to(device)
     sf.reference.leapfrog_(*args, step_size=0.1, kick=0.5, inverse_mass=inverse)
     size = torch.tensor(0.1, dtype=torch.float64, device=device)
-    ops.leapfrog_(*placed, step_size=size, kick=0.5, inverse_mass=on)
+    metropolis_ops.leapfrog_(*placed, step_size=size, kick=0.5, inverse_mass=on)
     tol = 1e-14 if dtype == torch.float64 else 1e-5
     return max(
         data.excess(x, want, tol * (1 + want.abs().double()))
@@ -114,14 +114,14 @@ def timings(rows: Rows, device: str, measure: Measure) -> None:
         # Each with how many arrays like z it reads or writes; all chains are accepted.
         runs: dict[str, tuple[Callable[[], object], int]] = {
             "proposal_log_ratio": (
-                partial(ops.proposal_log_ratio, *where, threshold=0.3, step_size=size),
+                partial(metropolis_ops.proposal_log_ratio, *where, threshold=0.3, step_size=size),
                 4,
             ),
             "accept_": (
-                partial(ops.accept_, z, grad, f, z_new, grad_new, f_new, ratio, key),
+                partial(metropolis_ops.accept_, z, grad, f, z_new, grad_new, f_new, ratio, key),
                 4,
             ),
-            "leapfrog_": (partial(ops.leapfrog_, z, z_new, grad, step_size=size), 5),
+            "leapfrog_": (partial(metropolis_ops.leapfrog_, z, z_new, grad, step_size=size), 5),
         }
         for name in ours(device):
             if name.endswith("new") or available(name, device) is not None:

@@ -109,7 +109,7 @@ void run(const Tensor& z, const Chain& c, const Tensor& out, const Tensor& stats
   a.stats = c.record ? sums.data() : nullptr;
 
   const int64_t work = 4 * products(net) * a.steps * kernels.lanes;
-  torch::stable::parallel_for(0, groups, kGrain / (work + 1) + 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, groups, kWork / (work + 1) + 1, [&](int64_t begin, int64_t end) {
     const Aligned<T> scratch(kernels.scratch_size(net));
     kernels.run(a, scratch.get(), begin, end);
   });

@@ -45,7 +45,7 @@ struct Call {
 
   // How many groups, or blocks of as many, make a thread's while.
   int64_t grain(int64_t passes, int64_t groups_each) const {
-    return kGrain / (passes * products(net) * kernels.lanes * groups_each + 1) + 1;
+    return kWork / (passes * products(net) * kernels.lanes * groups_each + 1) + 1;
   }
 
   const DensityKernels<T>& kernels;

@@ -10,7 +10,7 @@
 namespace stanley::cpu {
 
 // Multiplications and additions that a thread should have at least: some 20 us of work.
-constexpr int64_t kGrain = 1 << 20;
+constexpr int64_t kWork = 1 << 20;
 
 // Uninitialised, aligned to 64 bytes.
 template <class T>
