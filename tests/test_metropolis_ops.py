@@ -386,9 +386,10 @@ def test_leapfrog(
     p = momentum.double() + 0.5 * 0.1 * grad.double()
     want = z.double() + 0.1 * (p if inverse is None else p * inverse.double())
     size = 0.1 if mass else torch.tensor(0.1, dtype=torch.float64, device=z.device)
-    assert (
-        metropolis_ops.leapfrog_(z, momentum, grad, step_size=size, kick=0.5, inverse_mass=inverse) is None
-    )  # fmt: skip
+    done = metropolis_ops.leapfrog_(
+        z, momentum, grad, step_size=size, kick=0.5, inverse_mass=inverse
+    )
+    assert done is None
     tol = 1e-6 if dtype == torch.float32 else 1e-15
     torch.testing.assert_close(momentum.double(), p, rtol=tol, atol=tol)
     torch.testing.assert_close(z.double(), want, rtol=tol, atol=tol)
