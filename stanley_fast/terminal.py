@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,20 +12,32 @@ from types import FrameType
 
 
 @contextmanager
-def progress_bar(total: int, done: int, show: bool) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr; call it with the energy gap after each iteration."""
+def progress_bar(total: int, show: bool) -> Iterator[Callable[[int, float], None]]:
+    """A bar on stderr; call it with the iterations done and the energy gap."""
     if not show or importlib.util.find_spec("tqdm") is None:
-        yield lambda gap: None
+        yield lambda done, gap: None
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, initial=done, dynamic_ncols=True) as bar:
+    with tqdm(total=total, dynamic_ncols=True) as bar:
 
-        def advance(gap: float) -> None:
+        def advance(done: int, gap: float) -> None:
+            if bar.n == 0:
+                bar.initial = done  # a resumed run's speed is of what it does itself
             bar.set_postfix_str(f"gap {gap:+.3f}", refresh=False)
-            bar.update()
+            bar.update(done - bar.n)
 
         yield advance
+
+
+def say(text: str) -> None:
+    """A line on stderr, above a bar if there is one."""
+    if importlib.util.find_spec("tqdm") is None:
+        print(text, file=sys.stderr)
+        return
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stderr)
 
 
 @contextmanager

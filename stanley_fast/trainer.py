@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stanley_fast import checkpoint, checks, keys, mlp, ops, settings
 from stanley_fast.chain import NonFiniteError, sample
-from stanley_fast.checkpoint import MetricsLog
+from stanley_fast.divergence import DivergedError, advice
+from stanley_fast.metrics_log import MetricsLog
 from stanley_fast.reference import STREAM_NOISE, STREAM_STARTS
-from stanley_fast.samplers import Sampler, Stanley
+from stanley_fast.saves import BEST, LAST_GOOD, Saves
 from stanley_fast.starts import Start
-from stanley_fast.terminal import interrupt_held, progress_bar
+from stanley_fast.terminal import interrupt_held, progress_bar, say
+from stanley_fast.transition import Sampler
+
+__all__ = ["Data", "DivergedError", "MakeOptimizer", "Trainer"]
 
 Data = Tensor | Callable[[int, Tensor], Tensor]
 MakeOptimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
@@ -25,21 +32,6 @@ MakeOptimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 # Blocks of noise an iteration may use of each key, more than any does: so what one iteration draws
 # moves no other.
 BLOCKS_PER_ITERATION = 2**32
-
-
-class DivergedError(RuntimeError):
-    """Training left the finite numbers or its bound, at `iteration`.
-
-    `last_good` is the checkpoint to go back to, if there is one.
-    """
-
-    def __init__(self, iteration: int, message: str, last_good: Path | None) -> None:
-        super().__init__(message)
-        self.iteration = iteration
-        self.last_good = last_good
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.iteration, str(self), self.last_good)
 
 
 class Trainer:
@@ -56,20 +48,31 @@ class Trainer:
         steps: K, transitions per iteration.
         batch_size: m = M, observations and chains per iteration.
         key: int64 (2,); it alone decides data, starts and noise. Not changed.
+        schedule: iteration (from 0) -> what its learning rate is multiplied by;
+            see `warm_up_and_decay`.
+        ema: decay in (0, 1) of a moving average of the weights, which `model` then is.
+        autocast: torch.bfloat16 or float16 for f's own operations; states, steps and losses stay
+            float32.
         grad_clip: largest norm of the parameters' gradient.
         data_noise: standard deviation of normal noise added to observations.
         energy_l2: weight of mean f(x)^2 over observations and chains, which keeps energies near 0.
         max_gap: the run has diverged when the energy gap is beyond this, either way.
+        rollbacks: how many times a run that diverges goes back to its newest checkpoint by itself
+            and on from there with half the learning rate. It says so on stderr.
         folder: where checkpoint.pt, metrics.csv and, if it is installed, TensorBoard's files go.
         checkpoint_every, log_every: in iterations.
+        keep: how many of the newest checkpoints stay; more than one are in checkpoints/ as well.
         evaluate: evaluate(trainer) -> more figures for metrics.csv, at iteration 0 and every
             `evaluate_every`.
+        best_by: a figure of `evaluate`, smaller being better, by which best.pt is chosen.
         progress: a progress bar on stderr, if tqdm is installed.
         notes: plain values stored in the checkpoint, for whoever rebuilds f from it.
 
     Attributes:
+        model: f with the averaged weights, or f itself without `ema`: what to sample from.
         iteration: how many are complete.
         metrics: figures of the last one: "gap" is mean f(x) - mean f(z_K).
+        rolled_back: how often it has been so far.
 
     Raises:
         TypeError, ValueError: an argument that makes no sense.
@@ -99,32 +102,41 @@ class Trainer:
         steps: int,
         batch_size: int,
         key: Tensor,
+        schedule: Callable[[int], float] | None = None,
+        ema: float | None = None,
+        autocast: torch.dtype | None = None,
         grad_clip: float | None = None,
         data_noise: float = 0.0,
         energy_l2: float = 0.0,
         max_gap: float = 1e6,
+        rollbacks: int = 0,
         folder: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 500,
         log_every: int = 100,
+        keep: int = 1,
         evaluate: Callable[[Trainer], Mapping[str, float]] | None = None,
         evaluate_every: int = 1000,
+        best_by: str | None = None,
         progress: bool = True,
         notes: Mapping[str, Any] | None = None,
     ) -> None:
         _check_types(f, data, sampler, start)
-        for name, count in (
-            ("steps", steps),
-            ("batch_size", batch_size),
-            ("checkpoint_every", checkpoint_every),
-            ("log_every", log_every),
-            ("evaluate_every", evaluate_every),
-        ):
-            settings.count(name, count, 1)
+        _check_counts(
+            steps=steps, batch_size=batch_size, checkpoint_every=checkpoint_every,
+            log_every=log_every, evaluate_every=evaluate_every, keep=keep,
+        )  # fmt: skip
         for name, value in (("data_noise", data_noise), ("energy_l2", energy_l2)):
             settings.not_negative(name, value)
         for name, bound in (("grad_clip", grad_clip), ("max_gap", max_gap)):
             if bound is not None and not bound > 0:
                 raise ValueError(f"{name} must be positive, got {bound}")
+        settings.count("rollbacks", rollbacks)
+        if rollbacks and folder is None:
+            raise ValueError(f"rollbacks need a folder of checkpoints, got {rollbacks} and None")
+        if ema is not None and not 0 < ema < 1:
+            raise ValueError(f"ema must be in (0, 1) or None, got {ema}")
+        if autocast not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(f"autocast must be bfloat16, float16 or None, got {autocast}")
         checks.key(key)
         if not (isinstance(optimizer, torch.optim.Optimizer) or callable(optimizer)):
             raise TypeError(
@@ -137,19 +149,32 @@ class Trainer:
             optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer(f.parameters())
         )
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.schedule = None if schedule is None else LambdaLR(self.optimizer, schedule)
+        self.average = (
+            None if ema is None else AveragedModel(f, multi_avg_fn=get_ema_multi_avg_fn(ema))
+        )
         self.steps, self.batch_size = steps, batch_size
         self.grad_clip = math.inf if grad_clip is None else grad_clip
         self.data_noise, self.energy_l2, self.max_gap = data_noise, energy_l2, max_gap
-        self.folder = None if folder is None else Path(folder)
+        self.rollbacks, self.rolled_back = rollbacks, 0
+        self.saves = Saves(folder, keep)
+        self.folder = self.saves.folder
         self.checkpoint_every, self.log_every = checkpoint_every, log_every
         self.evaluate, self.evaluate_every = evaluate, evaluate_every
+        self.best_by, self.best = best_by, math.inf
         self.progress, self.notes = progress, dict(notes or {})
 
-        self.keys = keys.split(key, 3).to(next(f.parameters()).device)
+        device = next(f.parameters()).device
+        self.autocast = torch.autocast(device.type, autocast, enabled=autocast is not None)
+        self.keys = keys.split(key, 3).to(device)
         self.chain_key, self.data_key, self.start_key = self.keys.unbind()  # views of the three
         self.iteration = 0
         self.metrics: dict[str, float] = {}
-        self._folder_is_ours = False
+
+    @property
+    def model(self) -> nn.Module:
+        """f with the averaged weights, or f itself without `ema`."""
+        return self.f if self.average is None else self.average.module
 
     def fit(self, iterations: int) -> None:
         """Trains until `iterations` are complete, counted from the run's beginning (T).
@@ -162,21 +187,31 @@ class Trainer:
             KeyboardInterrupt: after Ctrl-C.
             FileExistsError: the folder holds another run.
         """
-        self._claim_folder()
+        self.saves.claim()
         with (
-            MetricsLog(self.folder, self._columns(), self.iteration) as log,
-            progress_bar(iterations, self.iteration, self.progress) as advance_bar,
+            progress_bar(iterations, self.progress) as show,
             interrupt_held() as interrupted,
         ):
+            while True:
+                try:
+                    return self._fit(iterations, show, interrupted)
+                except DivergedError as error:
+                    self._roll_back(error)
+
+    def _fit(
+        self, iterations: int, show: Callable[[int, float], None], interrupted: threading.Event
+    ) -> None:
+        with MetricsLog(self.folder, self._columns(), self.iteration) as log:
             if self.iteration == 0:
                 self._log(log)
                 self._save_with(log)
+            show(self.iteration, self.metrics.get("gap", 0.0))
             while self.iteration < iterations and not interrupted.is_set():
                 self._iteration()
                 self._log(log)
                 if self.iteration % self.checkpoint_every == 0 or self.iteration == iterations:
                     self._save_with(log)
-                advance_bar(self.metrics["gap"])
+                show(self.iteration, self.metrics["gap"])
             if interrupted.is_set():
                 self._save_with(log)
                 raise KeyboardInterrupt
@@ -189,13 +224,20 @@ class Trainer:
         # Lines 3 to 7: M chains, K transitions each, the stepsize from Eq. 4.
         record = self._record() if (self.iteration + 1) % self.log_every == 0 else ()
         try:
-            chain = sample(self.f, z0, self.sampler, self.steps, key=self.chain_key, record=record)
+            with self.autocast:
+                chain = sample(
+                    self.f, z0, self.sampler, self.steps, key=self.chain_key, record=record
+                )
         except NonFiniteError as error:
             raise self._diverged(self.iteration + 1, str(error)) from error
         # Line 9: the gradient of -log p; observations and chains in one forward pass.
         points = torch.cat([x, chain.z])
         fused = mlp.fit(self.f, points, self.parameters)
-        values = self.f(points) if fused is None else fused.values()
+        if fused is None:
+            with self.autocast:
+                values = self.f(points).to(points.dtype)
+        else:
+            values = fused.values()
         f_data, f_chain = values[: len(x)].mean(), values[len(x) :].mean()
         loss = f_chain - f_data
         if self.energy_l2:
@@ -205,6 +247,10 @@ class Trainer:
         self._check(metrics)
         # Line 10: theta.
         self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.f)
         self.start.update(chain.z)
         self.keys[:, 1] += BLOCKS_PER_ITERATION
         self.iteration += 1
@@ -250,33 +296,37 @@ class Trainer:
 
     def _diverged(self, iteration: int, what: str, lagging: bool = False) -> DivergedError:
         """Writes the state before the failed iteration, if it is good; says what to try."""
-        last_good, where = self._checkpoint_path(), ""
+        last_good, where = self.saves.newest, ""
         if last_good is not None:
             earlier = ""
             if iteration > self.iteration and self._is_finite():
                 earlier = f", an earlier one in {last_good.name}"
-                last_good = last_good.with_name("last_good.pt")
-                checkpoint.save(last_good, self.state_dict())
+                last_good = self.saves.save_as(LAST_GOOD, self.state_dict())
             where = f" The last good state is in {last_good}{earlier}."
         return DivergedError(
             iteration,
             f"training diverged at iteration {iteration}: {what}.{where} Try a smaller learning "
-            f"rate, grad_clip, energy_l2, or {self._advice(lagging)}.",
+            f"rate, grad_clip, energy_l2, or {advice(self.sampler, lagging)}.",
             last_good,
         )
 
-    def _advice(self, lagging: bool) -> str:
-        """What to change about the chains: they lag behind the data, or they blow up."""
-        length = getattr(self.sampler, "tuned", ("step_size",))[0]
-        if not lagging:
-            noise = " or noise_scale" if getattr(self.sampler, "noise_scale", 0) else ""
-            return f"of the sampler a smaller {length}{noise}"
-        if isinstance(self.sampler, Stanley):
-            return (
-                "more steps or a larger threshold or step_size, so that chains get as far as the "
-                "data (a transition drifts by at most step_size * threshold / 2)"
-            )
-        return f"more steps or a larger {length}, so that chains get as far as the data"
+    def _roll_back(self, error: DivergedError) -> None:
+        """To the newest checkpoint, with half the learning rate; raises `error` if it may not."""
+        path, count = self.saves.newest, self.rolled_back + 1
+        if path is None or not path.exists() or count > self.rollbacks:
+            raise error
+        self.load_state_dict(checkpoint.load(path))
+        # A checkpoint from before earlier rollbacks has none of their halvings.
+        factor = 0.5 ** (count - self.rolled_back)
+        for group in self.optimizer.param_groups:
+            group["lr"] *= factor
+        if self.schedule is not None:
+            self.schedule.base_lrs = [rate * factor for rate in self.schedule.base_lrs]
+        self.rolled_back = count
+        say(
+            f"{error}\nRolled back to iteration {self.iteration}, learning rate halved to "
+            f"{self.optimizer.param_groups[0]['lr']:.3g} ({count} of {self.rollbacks} rollbacks)."
+        )
 
     def _is_finite(self) -> bool:
         return all(bool(p.isfinite().all()) for p in self.parameters)
@@ -295,8 +345,14 @@ class Trainer:
                 figures = {**self.metrics, **self.evaluate(self)}
             except NonFiniteError as error:
                 raise self._diverged(self.iteration, f"evaluation: {error}") from error
+            self._save_if_best(figures)
         if figures:
             log.write(self.iteration, figures)
+
+    def _save_if_best(self, figures: Mapping[str, float]) -> None:
+        if self.best_by is not None and figures.get(self.best_by, math.inf) < self.best:
+            self.best = figures[self.best_by]
+            self.saves.save_as(BEST, self.state_dict())
 
     def _save_with(self, log: MetricsLog) -> None:
         log.sync()
@@ -304,11 +360,9 @@ class Trainer:
 
     def save(self) -> None:
         """Writes folder/checkpoint.pt, if there is a folder. Only good states are written."""
-        path = self._checkpoint_path()
         if not self._is_finite():
             raise self._diverged(self.iteration, "a parameter is NaN or infinite")
-        if path is not None:
-            checkpoint.save(path, self.state_dict())
+        self.saves.save(self.iteration, self.state_dict())
 
     def resume(self, path: str | os.PathLike[str] | None = None) -> None:
         """Goes on from a checkpoint; folder/checkpoint.pt unless told.
@@ -322,7 +376,7 @@ class Trainer:
             FileNotFoundError, CheckpointError: see `checkpoint.load`.
                 Or the checkpoint is of something else.
         """
-        path = self._checkpoint_path() if path is None else Path(path)
+        path = self.saves.newest if path is None else Path(path)
         if path is None:
             raise ValueError("path must be given when the trainer has no folder")
         state = checkpoint.load(path)
@@ -331,14 +385,19 @@ class Trainer:
         except (KeyError, ValueError, RuntimeError) as error:
             reason = checkpoint.first_line(error)
             raise checkpoint.CheckpointError(f"{path} is of another run: {reason}") from error
-        self._folder_is_ours = path.resolve().parent == (self.folder and self.folder.resolve())
+        self.saves.resumed(path)
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides the rest of the run."""
         state = {
             "iteration": self.iteration,
             "f": self.f.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "rolled_back": self.rolled_back,
+            "best": self.best,
+            "metrics": self.metrics,
             "start": self.start.state_dict(),
             "keys": self.keys,
             "torch_rng": torch.get_rng_state(),  # for an f with dropout
@@ -351,24 +410,20 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave, torch's default generator included."""
         self.f.load_state_dict(state["f"])
+        for part, saved in ((self.average, state["average"]), (self.schedule, state["schedule"])):
+            if (part is None) != (saved is None):
+                raise ValueError("one has averaged weights or a schedule that the other lacks")
+            if part is not None:
+                part.load_state_dict(saved)
         self.optimizer.load_state_dict(state["optimizer"])
+        self.rolled_back, self.best = state["rolled_back"], state["best"]
+        self.metrics = state["metrics"]
         self.start.load_state_dict(state["start"])
         self.keys.copy_(state["keys"])
         self.iteration, self.notes = state["iteration"], state["notes"]
         torch.set_rng_state(state["torch_rng"])
         if "cuda_rng" in state and self.keys.is_cuda:
             torch.cuda.set_rng_state(state["cuda_rng"], self.keys.device)
-
-    def _checkpoint_path(self) -> Path | None:
-        return None if self.folder is None else self.folder / "checkpoint.pt"
-
-    def _claim_folder(self) -> None:
-        path = self._checkpoint_path()
-        if path is not None and path.exists() and not self._folder_is_ours:
-            raise FileExistsError(
-                f"{path.parent} holds another run: resume() it, or choose another folder"
-            )
-        self._folder_is_ours = True
 
 
 def _figures(**values: Tensor) -> dict[str, float]:
@@ -389,3 +444,8 @@ def _check_types(f: object, data: object, sampler: object, start: object) -> Non
         raise TypeError(f"sampler must be a Sampler such as Stanley(...), got {sampler!r}")
     if not isinstance(start, Start):
         raise TypeError(f"start must be a Start such as NoiseStart(...), got {start!r}")
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        settings.count(name, count, 1)

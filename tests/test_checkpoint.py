@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from stanley_fast import checkpoint
-from stanley_fast.checkpoint import CheckpointError, MetricsLog, load, save
+from stanley_fast.checkpoint import CheckpointError, load, save
+from stanley_fast.metrics_log import MetricsLog
 
 STATE = {"a": torch.arange(1000.0), "nested": {"b": [1, 2.5, "c", None, True]}}
 
@@ -99,10 +100,11 @@ def test_truncated(path: Path, share: float) -> None:
 
 
 def test_other_format(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    ours = checkpoint.FORMAT
+    monkeypatch.setattr(checkpoint, "FORMAT", ours + 1)
     save(path, STATE)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match=r"has format 2, this version reads format 1"):
+    with pytest.raises(CheckpointError, match=rf"has format {ours + 1}, this version reads format {ours}"):
         load(path)
 
 

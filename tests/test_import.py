@@ -22,9 +22,9 @@ DATA = {path.stem: path for path in PACKAGE.glob("data/*.py")}
 
 # A module may import from the layers above it here, never from its own or a later one.
 LAYERS = [
-    {"_direct", "_host", "backends", "checkpoint", "checks", "density", "extras", "networks"}
-    | {"settings", "terminal"},
-    {"kernels", "reference"},
+    {"_direct", "_host", "backends", "checkpoint", "checks", "density", "extras"}
+    | {"metrics_log", "networks", "settings", "terminal"},
+    {"kernels", "reference", "saves", "schedules"},
     {"direct", "keys", "library", "transition"},
     {"ops"},
     {"metropolis_ops"},
@@ -32,7 +32,7 @@ LAYERS = [
     {"hmc", "samplers"},
     {"fid", "fusion", "metrics", "targets"},
     {"chain", "mlp"},
-    {"diagnostics", "plots", "starts", "warmup"},
+    {"diagnostics", "divergence", "plots", "starts", "warmup"},
     {"inpainting", "recipes", "trainer"},
     {"ergodicity", "experiments", "pictures"},
     {"runs"},
