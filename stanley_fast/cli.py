@@ -18,8 +18,8 @@ from stanley_fast.commands.common import Interrupted
 from stanley_fast.commands.doctor import Doctor
 from stanley_fast.comparison import WorkerDiedError
 from stanley_fast.doctor import SelfCheckError
-from stanley_fast.experiments import SettingsError
 from stanley_fast.extras import MissingExtraError
+from stanley_fast.methods import SettingsError
 from stanley_fast.trainer import DivergedError
 
 DESCRIPTION = """Learns energy-based models by Langevin sampling, each element with its stepsize.

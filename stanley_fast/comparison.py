@@ -17,15 +17,9 @@ from typing import Any
 
 import torch
 
-from stanley_fast import plots, runs
-from stanley_fast.experiments import (
-    SAMPLERS,
-    SETTINGS,
-    TARGETS,
-    SamplerName,
-    SettingsError,
-    ToyConfig,
-)
+from stanley_fast import plots, run_folder, runs
+from stanley_fast.experiments import TARGETS, ToyConfig
+from stanley_fast.methods import SAMPLERS, SETTINGS, SamplerName, SettingsError
 from stanley_fast.trainer import DivergedError
 
 # The figure of quality that tells cells apart, for any target: of a disc without rings nine tenths
@@ -200,8 +194,10 @@ def _run(task: _Task) -> Run:
 def read_run(folder: Path, target: str, diverged: int | None) -> Run:
     """What a run left in its folder."""
     figures = {
-        int(row["iteration"]): {c: row[c] for n in runs.qualities(row) for c in (n, f"{n}_floor")}
-        for row in runs.read_metrics(folder)
+        int(row["iteration"]): {
+            c: row[c] for n in run_folder.qualities(row) for c in (n, f"{n}_floor")
+        }
+        for row in run_folder.read_metrics(folder)
         if SHOWN in row and row["iteration"] > 0
     }
     return Run(folder, figures, diverged)
@@ -249,7 +245,7 @@ def table(cells: Sequence[Cell]) -> str:
     """The cells after the last iteration, for people: mean +- sd over the seeds."""
     rows = summary(cells, cells[0].config.iterations)
     full = max(rows, key=len)  # of a cell that reached the end, if one did
-    names = runs.qualities(full)
+    names = run_folder.qualities(full)
     taken = [s for s in SETTINGS if any(s in cell.config.settings for cell in cells)]
     lines = [["sampler", *(SETTINGS[s] for s in taken), *names, ""]]
     for cell, row in zip(cells, rows, strict=True):
@@ -296,7 +292,7 @@ def _distance(cell: Cell) -> float:
 def draw_figure1(cells: Sequence[Cell], path: Path) -> None:
     """The paper's Figure 1: two rows for each sampler, of its best cell's first run."""
     target = TARGETS[cells[0].config.target]()
-    truth = target.sample(runs.EVALUATED, runs.key_for(0, "truth"))
+    truth = target.sample(runs.EVALUATED, run_folder.key_for(0, "truth"))
     samplers = dict.fromkeys(cell.config.sampler for cell in cells)
     shown = [best([c for c in cells if c.config.sampler == sampler]) for sampler in samplers]
     rows = {cell.config.title: runs.snapshots(cell.runs[0].folder) for cell in shown}

@@ -69,12 +69,12 @@ class StridedConvEnergy(_ImageEnergy):
     """f of an image by strided convolutions: ebm-anatomy's net, a sixth of `ConvEnergy`'s work.
 
     A 3x3 layer with stride 1; 4x4 layers with stride 2 that halve the image and double the width
-    until 4x4 pixels are left; a 4x4 layer that reads f from those.
+    until 4x4 pixels are left (4 to 7, as the size has it); a layer that reads f from all of those.
 
     Args:
         channels: of the image.
         width: channels of the first layer.
-        image_size: height and width, 4 times a power of two.
+        image_size: height and width, 4, 5, 6 or 7 times a power of two.
         negative_slope: of LeakyReLU; 0 is ReLU.
 
     Calling it: z (B, channels, image_size, image_size), any memory format -> f (B,), z's dtype.
@@ -98,13 +98,16 @@ class StridedConvEnergy(_ImageEnergy):
         _check(channels=channels, width=width, image_size=image_size)
         _check_slope(negative_slope)
         halvings = image_size.bit_length() - 3
-        if halvings < 0 or image_size != 4 << halvings:
-            raise ValueError(f"image_size must be 4 times a power of two, got {image_size}")
+        left = image_size >> max(halvings, 0)
+        if halvings < 0 or image_size != left << halvings:
+            raise ValueError(
+                f"image_size must be 4, 5, 6 or 7 times a power of two, got {image_size}"
+            )
         net: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1)]
         for i in range(halvings):
             wide = width << i
             net += [_activation(negative_slope), nn.Conv2d(wide, 2 * wide, 4, 2, padding=1)]
-        net += [_activation(negative_slope), nn.Conv2d(width << halvings, 1, 4)]
+        net += [_activation(negative_slope), nn.Conv2d(width << halvings, 1, left)]
         super().__init__(channels, image_size, nn.Sequential(*net))
 
 

@@ -6,37 +6,28 @@ evaluation), figure1.png and loss.png; after a divergence last_good.pt; with Ten
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from stanley_fast import checkpoint, keys, plots
+from stanley_fast import checkpoint, keys, plots, run_folder
 from stanley_fast.chain import Chain, sample
 from stanley_fast.density import LogDensity
 from stanley_fast.energies import MLPEnergy
-from stanley_fast.experiments import TARGETS, SettingsError, ToyConfig
+from stanley_fast.experiments import TARGETS, ToyConfig
 from stanley_fast.metrics import Quality, grid_density
 from stanley_fast.starts import NoiseStart
 from stanley_fast.trainer import Trainer
 
 EVALUATED = 10_000  # samples per evaluation, and in each picture (Nijkamp et al. 2020)
 MAX_GAP = 1e3  # a healthy run's energy gap stays below 1
-
-
-def key_for(seed: int, purpose: Literal["training", "evaluation", "truth"]) -> Tensor:
-    """The key of one of a run's independent random streams."""
-    purposes = ("training", "evaluation", "truth")
-    return keys.split(keys.key(seed), len(purposes))[purposes.index(purpose)]
 
 
 @contextmanager
@@ -82,12 +73,7 @@ def train(
         DivergedError, KeyboardInterrupt: as `Trainer.fit`, after the pictures are drawn.
     """
     folder = Path(folder)
-    if resume:
-        _check_same(config, load_config(folder))
-    elif overwrite:
-        _remove_run(folder)
-    elif (folder / "config.json").exists():
-        raise FileExistsError(f"{folder} already holds a run")
+    run_folder.open_run(folder, config, resume=resume, overwrite=overwrite)
     trainer = Trainer(
         new_model(config.seed),
         TARGETS[config.target]().sample,
@@ -96,7 +82,7 @@ def train(
         optimizer=partial(torch.optim.Adam, lr=config.learning_rate, fused=True),
         steps=config.transitions,
         batch_size=config.batch_size,
-        key=key_for(config.seed, "training"),
+        key=run_folder.key_for(config.seed, "training"),
         folder=folder,
         evaluate=Evaluation(config, folder),
         evaluate_every=config.evaluate_every,
@@ -109,19 +95,11 @@ def train(
         progress=progress,
         notes={"config": asdict(config)},
     )
-    if resume and (folder / "checkpoint.pt").exists():
-        trainer.resume()
-        trainer.notes["config"] = asdict(config)  # iterations may have changed
-        if config.iterations < trainer.iteration:
-            raise SettingsError(
-                f"iterations must be at least the {trainer.iteration} that are done, "
-                f"got {config.iterations}"
-            )
-    _write(folder / "config.json", json.dumps(asdict(config), indent=2) + "\n")
+    run_folder.begin(folder, config, trainer, resume=resume)
     try:
         trainer.fit(config.iterations)
     finally:
-        draw_loss(folder)
+        run_folder.draw_loss(folder)
     return trainer
 
 
@@ -130,11 +108,13 @@ class Evaluation:
 
     def __init__(self, config: ToyConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
-        self.quality = Quality(TARGETS[config.target](), EVALUATED, key_for(config.seed, "truth"))
+        self.quality = Quality(
+            TARGETS[config.target](), EVALUATED, run_folder.key_for(config.seed, "truth")
+        )
 
     def __call__(self, trainer: Trainer) -> dict[str, float]:
         samples = generate(
-            trainer.f, self.config, EVALUATED, key_for(self.config.seed, "evaluation")
+            trainer.f, self.config, EVALUATED, run_folder.key_for(self.config.seed, "evaluation")
         )
         state = {
             "iteration": trainer.iteration,
@@ -144,7 +124,7 @@ class Evaluation:
         }
         checkpoint.save(self.folder / "snapshots" / f"{trainer.iteration:06d}.pt", state)
         draw_figure1(self.folder)
-        draw_loss(self.folder)
+        run_folder.draw_loss(self.folder)
         return self.quality(samples)
 
 
@@ -206,35 +186,13 @@ def draw_figure1(folder: Path) -> None:
     config, shots = load_config(folder), snapshots(folder)
     if shots:
         target = TARGETS[config.target]()
-        truth = target.sample(EVALUATED, key_for(config.seed, "truth"))
+        truth = target.sample(EVALUATED, run_folder.key_for(config.seed, "truth"))
         plots.figure1(folder / "figure1.png", target, truth, {config.title: shots})
 
 
-def draw_loss(folder: Path) -> None:
-    """loss.png of the run in `folder`, as far as it has come."""
-    rows = [row for row in read_metrics(folder) if "gap" in row]
-    if rows:
-        iterations = [int(row["iteration"]) for row in rows]
-        plots.loss_curve(folder / "loss.png", iterations, [row["gap"] for row in rows])
-
-
-# What a folder holds -----------------------------------------------------------------------------
-
-
 def load_config(folder: Path) -> ToyConfig:
-    """The settings of the run in `folder`.
-
-    Raises FileNotFoundError: there is none. CheckpointError: its config.json is not one.
-    """
-    path = folder / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no run: there is no {path}")
-    try:
-        return ToyConfig(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise checkpoint.CheckpointError(
-            f"{path} does not hold a run's settings: {error}"
-        ) from error
+    """The settings of the toy run in `folder`; raises as `run_folder.load_config`."""
+    return run_folder.load_config(folder, ToyConfig)
 
 
 @dataclass(frozen=True)
@@ -277,57 +235,3 @@ def snapshots(folder: Path) -> list[plots.Snapshot]:
         for each in learned
         if each.iteration > 0 and each.samples is not None
     ]
-
-
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.csv; a row has only the columns it was given."""
-    path = folder / "metrics.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-
-
-def qualities(row: Mapping[str, object]) -> list[str]:
-    """The names of the figures of quality among a row's columns: those that have a floor.
-
-    >>> qualities({"gap": 0.1, "ring_share": 0.9, "ring_share_floor": 0.997})
-    ['ring_share']
-    """
-    return [name for name in row if f"{name}_floor" in row]
-
-
-def _check_same(config: ToyConfig, saved: ToyConfig) -> None:
-    for field in fields(ToyConfig):
-        asked, was = getattr(config, field.name), getattr(saved, field.name)
-        if asked != was and field.name != "iterations":
-            raise SettingsError(f"the run to resume has {field.name} {was}, got {asked}")
-
-
-def _remove_run(folder: Path) -> None:
-    """Removes what a run leaves in its folder, and nothing else."""
-    left = (
-        "config.json",
-        "checkpoint.pt",
-        "last_good.pt",
-        "metrics.csv",
-        "figure1.png",
-        "loss.png",
-        "samples/trace.png",
-    )
-    for name in (
-        *left,
-        "snapshots/*.pt",
-        "samples/samples.*",
-        "samples/trace.png",
-        "tensorboard/events.out.tfevents.*",
-    ):
-        for path in [*folder.glob(name), *folder.glob(f"{name}.tmp")]:  # .tmp is left by a crash
-            path.unlink()
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

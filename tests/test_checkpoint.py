@@ -104,7 +104,9 @@ def test_other_format(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "FORMAT", ours + 1)
     save(path, STATE)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match=rf"has format {ours + 1}, this version reads format {ours}"):
+    with pytest.raises(
+        CheckpointError, match=rf"has format {ours + 1}, this version reads format {ours}"
+    ):
         load(path)
 
 

@@ -14,7 +14,8 @@ import torch
 
 from stanley_fast import comparison, plots, runs
 from stanley_fast.comparison import Cell, Run
-from stanley_fast.experiments import SettingsError, ToyConfig, preset
+from stanley_fast.experiments import ToyConfig, preset
+from stanley_fast.methods import SettingsError
 
 STANLEY, LANGEVIN = (
     dataclasses.replace(

@@ -9,8 +9,9 @@ import pytest
 
 from stanley_fast import keys
 from stanley_fast.chain import sample
-from stanley_fast.experiments import SAMPLERS, TARGETS, SettingsError, ToyConfig, exact, preset
+from stanley_fast.experiments import TARGETS, ToyConfig, exact, preset
 from stanley_fast.hmc import HMC
+from stanley_fast.methods import SAMPLERS, SettingsError
 from stanley_fast.metropolis import MALA, MetropolisHastings
 from stanley_fast.samplers import GradientAscent, Langevin, Stanley
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from stanley_fast import checkpoint, keys, metrics, runs
+from stanley_fast import checkpoint, keys, metrics, run_folder, runs
 from stanley_fast.checkpoint import CheckpointError
 from stanley_fast.energies import Rings
-from stanley_fast.experiments import SamplerName, SettingsError, ToyConfig, preset
+from stanley_fast.experiments import preset
+from stanley_fast.methods import SamplerName, SettingsError
 from stanley_fast.trainer import DivergedError
 
 TINY = dataclasses.replace(
@@ -49,22 +50,24 @@ def test_a_run_leaves_its_files(finished: Path) -> None:
 
 
 def test_metrics_hold_the_quality_of_every_evaluation(finished: Path) -> None:
-    rows = runs.read_metrics(finished)
-    assert [row["iteration"] for row in rows if runs.qualities(row)] == [0, 2, 4, 6]
-    assert runs.qualities(rows[0]) == ["ring_share", "radius_w1", "histogram_tv"]
+    rows = run_folder.read_metrics(finished)
+    assert [row["iteration"] for row in rows if run_folder.qualities(row)] == [0, 2, 4, 6]
+    assert run_folder.qualities(rows[0]) == ["ring_share", "radius_w1", "histogram_tv"]
     assert "gap" in rows[-1]
 
 
 def test_snapshots_hold_the_models_and_samples_evaluated(finished: Path) -> None:
     shots = runs.snapshots(finished)
     assert [shot.iteration for shot in shots] == [2, 4, 6]
-    last = runs.read_metrics(finished)[-1]
-    quality = metrics.quality(Rings(), shots[-1].samples, runs.key_for(TINY.seed, "truth"))
+    last = run_folder.read_metrics(finished)[-1]
+    quality = metrics.quality(Rings(), shots[-1].samples, run_folder.key_for(TINY.seed, "truth"))
     assert quality == {name: last[name] for name in quality}
     learned = runs.load_learned(finished)
     density = runs.learned_density(learned.f, TINY)
     assert torch.equal(shots[-1].density, density)
-    again = runs.generate(learned.f, TINY, runs.EVALUATED, runs.key_for(TINY.seed, "evaluation"))
+    again = runs.generate(
+        learned.f, TINY, runs.EVALUATED, run_folder.key_for(TINY.seed, "evaluation")
+    )
     assert torch.equal(shots[-1].samples, again)
 
 
@@ -75,7 +78,7 @@ def test_the_learned_density_is_what_the_chains_sample() -> None:
         def forward(self, z: torch.Tensor) -> torch.Tensor:
             return 0.3**2 * -z.square().sum(dim=1) / 2
 
-    config = ToyConfig("gmm", "langevin", None, 0.1, 0.3, 1e-3, 1.0)
+    config = dataclasses.replace(preset("gmm", "langevin"), step_size=0.1, noise_scale=0.3)
     density = runs.learned_density(Scaled(), config)
     samples = runs.generate(Scaled(), config, 10_000, keys.key(0))
     # N(0, 1) in each coordinate, which the stepsize widens by the factor 1 / (1 - 0.1 * 0.09 / 4).
@@ -128,7 +131,7 @@ def test_the_settings_alone_decide_the_run(finished: Path, tmp_path: Path) -> No
 
 def test_another_seed_gives_another_run(finished: Path, tmp_path: Path) -> None:
     runs.train(dataclasses.replace(TINY, seed=1, iterations=2), tmp_path, progress=False)
-    first, other = runs.read_metrics(finished)[0], runs.read_metrics(tmp_path)[0]
+    first, other = run_folder.read_metrics(finished)[0], run_folder.read_metrics(tmp_path)[0]
     assert first["ring_share"] != other["ring_share"]
     assert first["ring_share_floor"] != other["ring_share_floor"]
 

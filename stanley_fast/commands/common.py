@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
-from stanley_fast import runs
-from stanley_fast.experiments import PresetName, SamplerName, TargetName, ToyConfig
+from stanley_fast import run_folder
+from stanley_fast.experiments import PresetName, TargetName, ToyConfig
+from stanley_fast.methods import SamplerName
 
 
 class Interrupted(Exception):
@@ -95,5 +96,5 @@ def command_line(*words: str) -> str:
 
 
 def print_figures(row: Mapping[str, float]) -> None:
-    for name in runs.qualities(row):
+    for name in run_folder.qualities(row):
         print(f"  {name:<15} {row[name]:.3f}   (true samples: {row[f'{name}_floor']:.3f})")

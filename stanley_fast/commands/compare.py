@@ -10,15 +10,8 @@ import torch
 
 from stanley_fast import comparison
 from stanley_fast.commands.common import Interrupted, TargetOptions, TrainingOptions, given, unset
-from stanley_fast.experiments import (
-    GRID_RUN,
-    SAMPLERS,
-    SamplerName,
-    SettingsError,
-    ToyConfig,
-    preset,
-    with_settings,
-)
+from stanley_fast.experiments import GRID_RUN, ToyConfig, preset
+from stanley_fast.methods import SAMPLERS, SamplerName, SettingsError, with_settings
 
 
 @dataclass

@@ -12,7 +12,7 @@ from stanley_fast import keys
 from stanley_fast.commands.common import unset
 from stanley_fast.ergodicity import plots, report
 from stanley_fast.ergodicity.study import check, study
-from stanley_fast.experiments import SettingsError
+from stanley_fast.methods import SettingsError
 
 ProblemName = Literal["gaussian", "mixture", "ring", "banana", "funnel"]
 

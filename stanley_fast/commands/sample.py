@@ -13,14 +13,8 @@ from torch import Tensor
 from stanley_fast import diagnostics, keys, metrics, plots, runs
 from stanley_fast.commands.common import given, print_figures, unset
 from stanley_fast.density import LogDensity
-from stanley_fast.experiments import (
-    TARGETS,
-    SamplerName,
-    SettingsError,
-    ToyConfig,
-    exact,
-    preset,
-)
+from stanley_fast.experiments import TARGETS, ToyConfig, exact, preset
+from stanley_fast.methods import SamplerName, SettingsError
 
 
 @dataclass

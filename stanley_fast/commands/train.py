@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from stanley_fast import runs
+from stanley_fast import run_folder, runs
 from stanley_fast.commands.common import (
     ChainOptions,
     Interrupted,
@@ -17,7 +17,8 @@ from stanley_fast.commands.common import (
     print_figures,
     unset,
 )
-from stanley_fast.experiments import SamplerName, SettingsError, ToyConfig, preset, with_settings
+from stanley_fast.experiments import ToyConfig, preset
+from stanley_fast.methods import SamplerName, SettingsError, with_settings
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Train(TrainingOptions, ChainOptions, TargetOptions):
 def _report(folder: Path, config: ToyConfig) -> None:
     """What a finished run came to."""
     print(f"Trained {config.iterations} iterations of {config.title}.")
-    evaluated = [row for row in runs.read_metrics(folder) if runs.qualities(row)]
+    evaluated = [row for row in run_folder.read_metrics(folder) if run_folder.qualities(row)]
     for row in evaluated[-1:]:  # metrics.csv may have been removed
         print(f"Samples after {row['iteration']:.0f} iterations:")
         print_figures(row)

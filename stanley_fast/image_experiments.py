@@ -1,0 +1,244 @@
+"""Image experiments as settings: data, net, chains and training; the paper's, ours, others'.
+
+Paper values live in the presets here and in experiments.py, nowhere else in the library.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from stanley_fast import keys, settings
+from stanley_fast.data import Images, load
+from stanley_fast.methods import SAMPLERS, RunConfig, SamplerName, SettingsError, known, positive
+from stanley_fast.networks import ConvEnergy, StridedConvEnergy
+from stanley_fast.samplers import Sampler
+from stanley_fast.starts import DataStart, NoiseStart, ReplayBuffer, Start
+
+DataName = Literal["cifar10", "flowers102", "celeba", "digits", "fashion-mnist", "mnist", "folder"]
+NetworkName = Literal["conv", "strided"]
+StartName = Literal["noise", "persistent", "data"]
+FeaturesName = Literal["inception", "classifier", "none"]
+
+DATA: tuple[DataName, ...] = (
+    "cifar10", "flowers102", "celeba", "digits", "fashion-mnist", "mnist", "folder",
+)  # fmt: skip
+GREY: tuple[DataName, ...] = ("digits", "fashion-mnist", "mnist")
+HELD_OUT = 0.1  # of a folder's images, which has no test split
+
+# Sampler settings that only images use: which samplers take them, and the value that means none.
+EXTRAS: dict[str, tuple[tuple[SamplerName, ...], Any]] = {
+    "norm": (("stanley", "adjusted-stanley"), "element"),
+    "update": (("stanley",), "paper"),
+    "clamp": (("stanley", "langevin", "ascent"), False),
+    "grad_clamp": (("langevin", "ascent"), None),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig(RunConfig):
+    """All that decides an image run: what every run decides, and these.
+
+    Attributes:
+        data: a name in DATA; "folder" is one's own pictures or arrays.
+        place: the data's folder, or for "folder" the path of a folder, .zip, .npy or .npz; None
+            for digits.
+        image_size: pictures are resized to it; None as `data.load` has it.
+        limit: no more than the first so many images; None takes all.
+        flip: mirror every other observation.
+        network: "conv", the paper's `ConvEnergy`; "strided", ebm-anatomy's `StridedConvEnergy`.
+        width, negative_slope: of its layers. layers: how many "conv" has; None for "strided".
+        norm, update, grad_clamp: of the sampler, as `Stanley` and `Langevin` take them.
+        clamp: keep pixels in [-1, 1].
+        start: where chains start: uniform "noise", "persistent" chains, or the "data".
+        buffer_size, fresh_share: of persistent chains.
+        beta1: of Adam.
+        warm_up, final_rate: of the learning rate, as in `schedules.warm_up_and_decay`.
+        ema: decay of the averaged weights, which are sampled from; None samples f itself.
+        autocast: compute f in bfloat16.
+        rollbacks: as in `Trainer`.
+        features: what FID and KID see images by: "inception"; "classifier", a small net trained on
+            the data's labels; or "none" for no such figures.
+        samples: images generated at an evaluation. sample_steps: evaluations of f per chain then.
+
+    Raises SettingsError: a setting out of its range.
+    """
+
+    data: DataName
+    place: str | None = None
+    image_size: int | None = None
+    limit: int | None = None
+    flip: bool = False
+    network: NetworkName = "strided"
+    width: int = 32
+    layers: int | None = None
+    negative_slope: float = 0.05
+    norm: Literal["element", "channel", "sample"] = "element"
+    update: Literal["paper", "script"] = "paper"
+    clamp: bool = False
+    grad_clamp: float | None = None
+    start: StartName = "noise"
+    buffer_size: int = 10_000
+    fresh_share: float = 0.05
+    beta1: float = 0.9
+    warm_up: int = 0
+    final_rate: float = 1.0
+    ema: float | None = None
+    autocast: bool = False
+    rollbacks: int = 3
+    features: FeaturesName = "inception"
+    samples: int = 2_000
+    sample_steps: int = 100
+
+    def _check(self) -> None:
+        known("data", self.data, dict.fromkeys(DATA))
+        super()._check()
+        if (self.place is None) != (self.data == "digits"):
+            wanted = "None, they come with scikit-learn" if self.place else "where the files are"
+            raise ValueError(f"place must be {wanted}, for {self.data}, got {self.place}")
+        for name, choices in (
+            ("network", ("conv", "strided")),
+            ("start", ("noise", "persistent", "data")),
+            ("features", ("inception", "classifier", "none")),
+        ):
+            settings.one_of(name, getattr(self, name), choices)
+        if (self.layers is None) != (self.network == "strided"):
+            raise ValueError(
+                f"layers must be a number for conv and None for strided, got {self.layers} for "
+                f"{self.network}"
+            )
+        for name, (takers, none) in EXTRAS.items():
+            if getattr(self, name) != none and self.sampler not in takers:
+                raise ValueError(
+                    f"{name} is not a setting of {self.sampler}, got {getattr(self, name)}"
+                )
+        for name in ("width", "buffer_size", "samples", "sample_steps"):
+            settings.count(name, getattr(self, name), 1)
+        for name, value in (("image_size", self.image_size), ("limit", self.limit)):
+            if value is not None:
+                settings.count(name, value, 1)
+        if self.start == "persistent" and self.buffer_size < self.batch_size:
+            raise ValueError(
+                f"buffer_size must be at least the batch's {self.batch_size}, got "
+                f"{self.buffer_size}"
+            )
+        for name, value in (("fresh_share", self.fresh_share), ("beta1", self.beta1)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {value}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema must be in (0, 1), got {self.ema}")
+        if self.warm_up > self.iterations:
+            raise ValueError(
+                f"warm_up must be at most the {self.iterations} iterations, got {self.warm_up}"
+            )
+        settings.count("warm_up", self.warm_up)
+        settings.count("rollbacks", self.rollbacks)
+        positive("final_rate", self.final_rate)
+        if self.leapfrog_steps and self.sample_steps % self.leapfrog_steps:
+            raise ValueError(
+                f"sample_steps must be a multiple of leapfrog_steps = {self.leapfrog_steps}, got "
+                f"{self.sample_steps}"
+            )
+
+    def make_sampler(self) -> Sampler:
+        """The sampler that `sampler` and its settings name."""
+        extras = {
+            name: getattr(self, name)
+            for name, (takers, none) in EXTRAS.items()
+            if self.sampler in takers and getattr(self, name) != none
+        }
+        if extras.pop("clamp", False):
+            extras["clamp"] = (-1.0, 1.0)
+        return SAMPLERS[self.sampler].make(**self.settings, **extras)
+
+    def make_start(self) -> Start:
+        """Where training's chains start; a new buffer at each call."""
+        if self.start == "data":
+            return DataStart()
+        if self.start == "persistent":
+            return ReplayBuffer(self.buffer_size, UNIFORM, self.fresh_share)
+        return UNIFORM
+
+    def make_model(self, shape: tuple[int, int, int]) -> nn.Module:
+        """The net for images of a shape (C, H, W), with the initial weights of `seed`.
+
+        Torch's generator is left as it was. Raises SettingsError: no net for this shape.
+        """
+        channels, height, width = shape
+        if height != width:
+            raise SettingsError(
+                f"images must be square, got {width}x{height}: give an image_size to resize to"
+            )
+        common: dict[str, Any] = {
+            "channels": channels,
+            "width": self.width,
+            "image_size": height,
+            "negative_slope": self.negative_slope,
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            try:
+                if self.layers is not None:
+                    return ConvEnergy(layers=self.layers, **common)
+                return StridedConvEnergy(**common)
+            except ValueError as error:
+                raise SettingsError(str(error)) from error
+
+
+UNIFORM = NoiseStart(1.0, "uniform")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Observations, and images like them that training does not see."""
+
+    train: Images
+    held_out: Images
+
+
+def load_splits(config: ImageConfig, *, progress: bool = True) -> Splits:
+    """The images of a run. A folder has no test split: a tenth of it is held out.
+
+    Raises: as `data.load`.
+    """
+    if config.data != "folder":
+        size = None if config.data in (*GREY, "cifar10") else config.image_size
+        if size != config.image_size:
+            raise SettingsError(f"image_size is for pictures; {config.data} has arrays")
+
+        def part(split: str, limit: int | None) -> Images:
+            return load(
+                config.data, config.place, split=split, limit=limit, size=size, progress=progress
+            )
+
+        return Splits(part("train", config.limit), part("test", None))
+    path = Path(config.place or "")
+    images = load(path, limit=config.limit, size=config.image_size, progress=progress)
+    if len(images) < 2:
+        raise SettingsError(f"data must have 2 images or more, one to hold out, got {path}")
+    shuffled = images.take(len(images), keys.key(0))  # the same for every seed
+    held_out = max(1, round(HELD_OUT * len(images)))
+    return Splits(
+        replace(_part(shuffled, slice(held_out, None)), split="train"),
+        replace(_part(shuffled, slice(held_out)), split="held out"),
+    )
+
+
+def _part(images: Images, which: slice) -> Images:
+    labels = None if images.labels is None else images.labels[which]
+    return replace(images, pixels=images.pixels[which], labels=labels)
+
+
+def default_place(place: str | os.PathLike[str] | None) -> str | None:
+    """A path as a run remembers it, whatever folder it is resumed in."""
+    return None if place is None else str(Path(place).resolve())
+
+
+def starts_of(config: ImageConfig, n: int, shape: tuple[int, ...], key: Tensor) -> Tensor:
+    """Where n new chains start: uniform noise (n, C, H, W) in (-1, 1), on the key's device."""
+    return UNIFORM.start(n, key, torch.empty(0, *shape, device=key.device))
