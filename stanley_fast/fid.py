@@ -52,6 +52,10 @@ class FeatureNet(Protocol):
         """uint8 (B, 3, H, W) on the CPU -> float32 (B, d) on the CPU."""
         ...
 
+    def frechet(self, a: Tensor, b: Tensor) -> float:
+        """The Frechet distance of the Gaussians fitted to two sets of its features."""
+        ...
+
 
 class Inception:
     """pytorch-fid's Inception network: 2 048 features of an image, its last average pooling.
@@ -91,6 +95,11 @@ class Inception:
             "dtype": "float32 network, float64 statistics",
             "device": self.device.type,
         }
+
+    @staticmethod
+    def frechet(a: Tensor, b: Tensor) -> float:
+        """pytorch-fid's distance."""
+        return frechet(a, b)
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -244,19 +253,30 @@ def compare(
     for name, images in (("samples", samples), ("data", data)):
         if len(images) < 2:
             raise ValueError(f"{name} must have 2 images or more, got {len(images)}")
-    source = {"images": data.fingerprint, "protocol": net.protocol}
-    name = f"features-{data.name}-{data.split}-{len(data)}-{data.fingerprint[:12]}"
-    real = cache.cached(
-        lambda: features(data, net, progress=progress), name=name, source=source,
-        folder=cache_folder,
-    )  # fmt: skip
+    real = kept_features(data, net, cache_folder=cache_folder, progress=progress)
     generated = features(samples, net, progress=progress)
     size = kid_subset_size(len(generated), len(real))
     mean, sd = kid(generated, real)
     return Score(
-        frechet(generated, real), mean, sd, (SUBSETS, size), Side.of(samples), Side.of(data),
+        net.frechet(generated, real), mean, sd, (SUBSETS, size), Side.of(samples), Side.of(data),
         net.protocol,
     )  # fmt: skip
+
+
+def kept_features(
+    images: Images,
+    net: FeatureNet,
+    *,
+    cache_folder: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """`features`, from the cache if these pixels went through this network before."""
+    return cache.cached(
+        lambda: features(images, net, progress=progress),
+        name=f"features-{images.name}-{images.split}-{len(images)}-{images.fingerprint[:12]}",
+        source={"images": images.fingerprint, "protocol": net.protocol},
+        folder=cache_folder,
+    )
 
 
 def features(images: Images, net: FeatureNet, *, progress: bool = True) -> Tensor:
@@ -268,7 +288,7 @@ def features(images: Images, net: FeatureNet, *, progress: bool = True) -> Tenso
         progress: show a progress bar.
     """
     rows = []
-    with counting_bar(len(images), f"Inception, {images.name}", progress) as advance:
+    with counting_bar(len(images), f"features of {images.name}", progress) as advance:
         for batch in images.pixels.split(BATCH):
             rows.append(net(batch.expand(-1, 3, -1, -1)))
             advance(len(batch))

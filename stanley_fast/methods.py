@@ -98,7 +98,11 @@ class RunConfig:
     @property
     def transitions(self) -> int:
         """Transitions per chain that `steps` evaluations of f allow."""
-        return self.steps // (self.leapfrog_steps or 1)
+        return self.transitions_of(self.steps)
+
+    def transitions_of(self, evaluations: int) -> int:
+        """Transitions that so many evaluations of f allow."""
+        return evaluations // (self.leapfrog_steps or 1)
 
     def make_sampler(self) -> Sampler:
         """The sampler that `sampler` and its settings name."""

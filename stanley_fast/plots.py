@@ -1,4 +1,4 @@
-"""Pictures of the toy experiments as PNG files. Nothing here touches pyplot or its global state."""
+"""Pictures of experiments as PNG files. Nothing here touches pyplot or its global state."""
 
 from __future__ import annotations
 
@@ -157,6 +157,35 @@ def loss_curve(path: Path, iterations: Sequence[int], gaps: Sequence[float]) -> 
     axis.set_xlabel("iteration", **STYLE)
     axis.set_ylabel("energy gap\nmean f(x) - mean f(z)", **STYLE)
     axis.margins(x=0)
+    _plain(axis)
+    _write(figure, path)
+
+
+def curves(
+    path: Path,
+    x: str,
+    y: str,
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    levels: Mapping[str, float],
+) -> None:
+    """Lines on one logarithmic axis, and levels to hold them against.
+
+    Args:
+        path: the PNG to write.
+        x, y: what the axes are.
+        lines: a name -> its x and y, equally long, y positive.
+        levels: a name -> its y, a dashed line.
+    """
+    figure = _figure(7, 3.5)
+    axis = figure.subplots()
+    for name, (at, values) in lines.items():
+        axis.plot(at, values, marker="o", markersize=3, linewidth=1.5, label=name)
+    for (name, value), dashes in zip(levels.items(), ("--", ":", "-."), strict=False):
+        axis.axhline(value, color=PALE, linewidth=1, linestyle=dashes, label=name)
+    axis.set_yscale("log")
+    axis.set_xlabel(x, **STYLE)
+    axis.set_ylabel(y, **STYLE)
+    axis.legend(frameon=False, fontsize=8, labelcolor=INK)
     _plain(axis)
     _write(figure, path)
 

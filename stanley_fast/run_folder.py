@@ -18,7 +18,7 @@ from stanley_fast.trainer import Trainer
 
 # Everything that a run leaves: what --overwrite removes, and no more.
 LEFT = (
-    "config.json", "checkpoint.pt", "best.pt", "last_good.pt", "metrics.csv", "protocol.json",
+    "config.json", "checkpoint.pt", "best.pt", "last_good.pt", "metrics.csv", "scores.json",
     "figure1.png", "loss.png", "samples.png", "training.png", "chains.gif", "neighbours.png",
     "energies.png", "fid.png", "checkpoints/*.pt", "snapshots/*.pt", "samples/samples.*",
     "samples/trace.png", "samples/chains.gif", "tensorboard/events.out.tfevents.*",

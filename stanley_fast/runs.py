@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,23 +22,11 @@ from stanley_fast.energies import MLPEnergy
 from stanley_fast.experiments import TARGETS, ToyConfig
 from stanley_fast.metrics import Quality, grid_density
 from stanley_fast.starts import NoiseStart
+from stanley_fast.threads import one_thread
 from stanley_fast.trainer import Trainer
 
 EVALUATED = 10_000  # samples per evaluation, and in each picture (Nijkamp et al. 2020)
 MAX_GAP = 1e3  # a healthy run's energy gap stays below 1
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """The toy net is too small for more: beside other runs a second thread costs many times its
-    use, and in plain torch roundings would vary.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @one_thread()

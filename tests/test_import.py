@@ -23,16 +23,17 @@ DATA = {path.stem: path for path in PACKAGE.glob("data/*.py")}
 # A module may import from the layers above it here, never from its own or a later one.
 LAYERS = [
     {"_direct", "_host", "backends", "checkpoint", "checks", "density", "extras"}
-    | {"metrics_log", "networks", "settings", "terminal"},
+    | {"metrics_log", "networks", "settings", "terminal"}
+    | {"threads"},
     {"kernels", "reference", "saves", "schedules"},
     {"direct", "keys", "library", "transition"},
     {"ops"},
     {"metropolis_ops"},
     {"data", "distances", "doctor", "energies", "metropolis"},
-    {"hmc", "samplers"},
+    {"classifier", "hmc", "samplers"},
     {"fid", "fusion", "metrics", "targets"},
     {"chain", "mlp"},
-    {"diagnostics", "divergence", "plots", "starts", "warmup"},
+    {"diagnostics", "divergence", "image_quality", "plots", "starts", "warmup"},
     {"inpainting", "recipes", "trainer"},
     {"methods", "pictures"},
     {"ergodicity", "experiments", "image_experiments"},

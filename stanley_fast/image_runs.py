@@ -1,0 +1,383 @@
+"""Image runs in their folders: training, evaluation, pictures, and reading all that back.
+
+A folder holds config.json, checkpoint.pt (checkpoints/ and best.pt beside it), metrics.csv,
+scores.json (each evaluation's FID with its protocol), snapshots/ (the weights and some samples of
+each), and pictures: samples.png, training.png, chains.gif, neighbours.png, energies.png, fid.png,
+loss.png.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stanley_fast import checkpoint, fid, keys, pictures, plots, run_folder
+from stanley_fast.chain import Chain, sample
+from stanley_fast.checkpoint import CheckpointError
+from stanley_fast.classifier import Classifier
+from stanley_fast.data import Images, to_pixels, to_unit
+from stanley_fast.image_experiments import UNIFORM, ImageConfig, Splits, load_splits
+from stanley_fast.image_quality import ImageQuality
+from stanley_fast.methods import SettingsError
+from stanley_fast.schedules import warm_up_and_decay
+from stanley_fast.trainer import Trainer
+
+CHUNK = 250  # chains at a time: what a conv net needs for more does not fit everywhere
+SHOWN = 64  # samples in a picture, kept in every snapshot
+FOLLOWED = 8  # chains in training.png and neighbours.png
+STATES = 20  # of chains.gif
+
+
+def default_device() -> str:
+    """A GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def train(
+    config: ImageConfig,
+    folder: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    device: str | None = None,
+    keep: int = 2,
+    weights: str | os.PathLike[str] | None = None,
+) -> Trainer:
+    """Runs `config`, leaving in the folder what the module's text lists.
+
+    Args:
+        config: the settings.
+        folder: where the run lives; made if need be.
+        resume: go on from the folder's checkpoint, on a CPU bit for bit as if never interrupted.
+            `config` must be the folder's, or differ in `iterations` alone.
+        overwrite: begin anew, removing the run that the folder holds.
+        progress: show progress bars.
+        device: of the training; a GPU unless told, if there is one.
+        keep: how many of the newest checkpoints stay.
+        weights: of Inception; see `fid.Inception`.
+
+    Returns:
+        The trainer, with the learned f.
+
+    Raises:
+        FileExistsError: the folder holds a run, neither to be resumed nor overwritten.
+        FileNotFoundError, DataError: the data, or Inception's weights.
+        FileNotFoundError, SettingsError: it holds none to resume, or one with other settings.
+        CheckpointError: the folder's run saw other data.
+        DivergedError, KeyboardInterrupt: as `Trainer.fit`.
+    """
+    folder, device = Path(folder), device or default_device()
+    run_folder.open_run(folder, config, resume=resume, overwrite=overwrite)
+    splits = load_splits(config, progress=progress)
+    evaluation = Evaluation(config, folder, splits, device, weights=weights, progress=progress)
+    trainer = Trainer(
+        config.make_model(splits.train.shape).to(device),
+        splits.train.to(device).minibatches(flip=config.flip),
+        config.make_sampler(),
+        start=config.make_start(),
+        optimizer=partial(
+            torch.optim.Adam, lr=config.learning_rate, betas=(config.beta1, 0.999), fused=True
+        ),
+        steps=config.transitions,
+        batch_size=config.batch_size,
+        key=run_folder.key_for(config.seed, "training"),
+        schedule=warm_up_and_decay(
+            config.iterations, warm_up=config.warm_up, decay=config.decay, final=config.final_rate
+        ),
+        ema=config.ema,
+        autocast=torch.bfloat16 if config.autocast else None,
+        grad_clip=config.grad_clip,
+        data_noise=config.data_noise,
+        energy_l2=config.energy_l2,
+        max_gap=config.max_gap,
+        rollbacks=config.rollbacks,
+        folder=folder,
+        evaluate=evaluation,
+        evaluate_every=config.evaluate_every,
+        checkpoint_every=config.checkpoint_every,
+        log_every=10,
+        keep=keep,
+        best_by=None if config.features == "none" else "fid",
+        progress=progress,
+        notes={
+            "config": asdict(config),
+            "shape": list(splits.train.shape),
+            "data": splits.train.fingerprint,
+        },
+    )
+    run_folder.begin(folder, config, trainer, resume=resume)
+    if trainer.notes["data"] != splits.train.fingerprint:
+        raise CheckpointError(f"the run in {folder} saw other images than {config.place} holds")
+    try:
+        trainer.fit(config.iterations)
+    finally:
+        run_folder.draw_loss(folder)
+    return trainer
+
+
+class Evaluation:
+    """What a run does at every evaluation: samples, their quality, a snapshot, the pictures."""
+
+    def __init__(
+        self,
+        config: ImageConfig,
+        folder: Path,
+        splits: Splits,
+        device: str,
+        *,
+        weights: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.config, self.folder, self.splits, self.device = config, folder, splits, device
+        self.quality = None
+        if config.features != "none":
+            self.quality = ImageQuality(
+                splits.train,
+                splits.held_out,
+                feature_net(config, splits.train, device, weights),
+                config.samples,
+                run_folder.key_for(0, "truth"),  # all runs are held against the same images
+                progress=progress,
+            )
+
+    def __call__(self, trainer: Trainer) -> dict[str, float]:
+        f, config = trainer.model, self.config
+        key = run_folder.key_for(config.seed, "evaluation").to(self.device)
+        z = generate(f, config, config.samples, self.splits.train.shape, key)
+        pixels = Images(to_pixels(z).cpu(), None, "samples", f"iteration {trainer.iteration}")
+        energies = self._energies(f, z)
+        figures = {f"f_{name}": float(-e.mean()) for name, e in energies.items()}
+        if self.quality is not None:
+            more, score = self.quality(pixels)
+            figures |= more
+            add_score(self.folder / "scores.json", trainer.iteration, score)
+        checkpoint.save(
+            self.folder / "snapshots" / f"{trainer.iteration:07d}.pt",
+            {
+                "iteration": trainer.iteration,
+                "model": f.state_dict(),
+                "samples": pixels.pixels[:SHOWN],
+                "notes": trainer.notes,
+            },
+        )
+        self._draw(f, pixels, energies, key)
+        return figures
+
+    @torch.no_grad()
+    def _energies(self, f: nn.Module, z: Tensor) -> dict[str, Tensor]:
+        """E = -f of samples, training images and held-out ones, as many of each."""
+        sets = {"samples": z}
+        for name, images in (("train", self.splits.train), ("held_out", self.splits.held_out)):
+            n = min(len(z), len(images))
+            chosen = images.take(n, run_folder.key_for(0, "truth"))
+            sets[name] = to_unit(chosen.pixels.to(self.device))
+        return {
+            name: -torch.cat([f(part) for part in images.split(CHUNK)]).float().cpu()
+            for name, images in sets.items()
+        }
+
+    def _draw(
+        self, f: nn.Module, samples: Images, energies: dict[str, Tensor], key: Tensor
+    ) -> None:
+        """The run's pictures, as far as it has come."""
+        folder, train = self.folder, self.splits.train
+        scale = picture_scale(samples.shape)
+        first = to_unit(samples.pixels[:SHOWN])
+        pictures.sheet(folder / "samples.png", first, scale=scale)
+        pictures.energy_histogram(folder / "energies.png", energies)
+        data = to_unit(train.pixels)
+        near, _ = pictures.nearest(first[:FOLLOWED], data, min(7, len(data)))
+        pictures.neighbour_sheet(
+            folder / "neighbours.png", first[:FOLLOWED], data, near, scale=scale
+        )
+        draw_training(folder)
+        steps = self.config.transitions_of(self.config.sample_steps)
+        every = max(1, steps // STATES)
+        chain = chains(f, self.config, SHOWN, train.shape, key, keep_every=every)
+        assert chain.trace is not None
+        pictures.gif(folder / "chains.gif", chain.trace.cpu(), scale=scale)
+        if self.quality is not None:
+            draw_fid(folder / "fid.png", {self.config.title: folder})
+
+
+def feature_net(
+    config: ImageConfig,
+    train: Images,
+    device: str,
+    weights: str | os.PathLike[str] | None = None,
+) -> fid.FeatureNet:
+    """What FID and KID of a run see images by."""
+    if config.features == "classifier":
+        return Classifier(train)
+    return fid.Inception(weights, device)
+
+
+def generate(
+    f: nn.Module,
+    config: ImageConfig,
+    n: int,
+    shape: tuple[int, int, int],
+    key: Tensor,
+    *,
+    steps: int | None = None,
+) -> Tensor:
+    """n samples (n, C, H, W) of f, on the key's device: chains from uniform noise.
+
+    Args:
+        steps: evaluations of f per chain; config's `sample_steps` unless told.
+    """
+    return torch.cat([c.z for c in _chains_in_parts(f, config, n, shape, key, steps, None)])
+
+
+def chains(
+    f: nn.Module,
+    config: ImageConfig,
+    n: int,
+    shape: tuple[int, int, int],
+    key: Tensor,
+    *,
+    steps: int | None = None,
+    keep_every: int = 1,
+) -> Chain:
+    """The first n of the chains that `generate` runs, with their trace; n is at most 250."""
+    return next(_chains_in_parts(f, config, n, shape, key, steps, keep_every))
+
+
+def _chains_in_parts(
+    f: nn.Module,
+    config: ImageConfig,
+    n: int,
+    shape: tuple[int, int, int],
+    key: Tensor,
+    steps: int | None,
+    keep_every: int | None,
+) -> Iterator[Chain]:
+    """Chains of CHUNK each; every part has keys of its own, whatever n is."""
+    transitions = config.transitions_of(config.sample_steps if steps is None else steps)
+    parts = keys.split(key, 2 * -(-n // CHUNK)).unflatten(0, (-1, 2))
+    amp = torch.autocast(key.device.type, torch.bfloat16, enabled=config.autocast)
+    for i, (start_key, chain_key) in enumerate(parts):
+        size = min(CHUNK, n - i * CHUNK)
+        z0 = UNIFORM.start(size, start_key, torch.empty(0, *shape, device=key.device))
+        with amp:
+            yield sample(
+                f, z0, config.make_sampler(), transitions, key=chain_key, keep_every=keep_every
+            )
+
+
+# What a folder holds ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Learned:
+    """An image model and where it comes from."""
+
+    f: nn.Module
+    config: ImageConfig
+    shape: tuple[int, int, int]
+    iteration: int
+    samples: Tensor | None
+    """uint8 (64, C, H, W), in snapshots."""
+
+
+def load_learned(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Learned:
+    """The model, with averaged weights if it has them, in a run's folder, checkpoint or snapshot.
+
+    Raises FileNotFoundError, CheckpointError: as `checkpoint.load`, or not of an image run.
+    """
+    path = Path(path)
+    state = checkpoint.load(path / "checkpoint.pt" if path.is_dir() else path)
+    try:
+        config = ImageConfig(**state["notes"]["config"])
+        channels, height, width = state["notes"]["shape"]
+        f = config.make_model((channels, height, width))
+        f.load_state_dict(_model_state(state))
+        shape = (channels, height, width)
+        return Learned(f.to(device), config, shape, state["iteration"], state.get("samples"))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = checkpoint.first_line(error)
+        raise CheckpointError(
+            f"{path} is not the checkpoint of an image run of this version: {reason}"
+        ) from error
+
+
+def _model_state(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights to sample from, in a snapshot or a checkpoint."""
+    if "model" in state:
+        return state["model"]
+    if state["average"] is None:
+        return state["f"]
+    prefix = "module."  # torch's AveragedModel keeps them under it
+    return {
+        name.removeprefix(prefix): value
+        for name, value in state["average"].items()
+        if name.startswith(prefix)
+    }
+
+
+def snapshots(folder: Path) -> dict[int, Tensor]:
+    """The samples kept at each evaluation, uint8 (64, C, H, W)."""
+    paths = sorted((folder / "snapshots").glob("*.pt"))
+    return {int(path.stem): checkpoint.load(path)["samples"] for path in paths}
+
+
+def add_score(path: Path, iteration: int, score: fid.Score) -> None:
+    """Puts a score into scores.json, in the place of any of this iteration or a later one."""
+    kept = json.loads(path.read_text()) if path.exists() else []
+    kept = [row for row in kept if row["iteration"] < iteration]
+    kept.append({"iteration": iteration, **score.to_dict()})
+    run_folder.write(path, json.dumps(kept, indent=1) + "\n")
+
+
+# Pictures -----------------------------------------------------------------------------------------
+
+
+def picture_scale(shape: tuple[int, ...]) -> int:
+    """How much pictures of small images are enlarged: to about 64 pixels."""
+    return max(1, round(64 / shape[-1]))
+
+
+def draw_training(folder: Path) -> None:
+    """training.png: a row per chain, its sample at every evaluation from left to right."""
+    shots = snapshots(folder)
+    samples = torch.stack([to_unit(pixels[:FOLLOWED]) for pixels in shots.values()])
+    titles = [f"{iteration}" for iteration in shots]
+    pictures.strip(
+        folder / "training.png", samples, titles=titles, scale=picture_scale(samples.shape)
+    )
+
+
+def draw_fid(path: Path, runs: dict[str, Path]) -> None:
+    """FID over the iterations of runs, on one axis (the paper's Figures 4 and 5).
+
+    Held-out images and the Gaussian of the pixels are levels, those of the first run.
+    """
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    levels: dict[str, float] = {}
+    for name, folder in runs.items():
+        rows = [row for row in run_folder.read_metrics(folder) if "fid" in row]
+        if rows:
+            curves[name] = [row["iteration"] for row in rows], [row["fid"] for row in rows]
+            levels = levels or {
+                "held-out images": rows[0]["fid_floor"],
+                "Gaussian of the pixels": rows[0]["fid_gaussian"],
+            }
+    if curves:
+        plots.curves(path, "iteration", "Fréchet distance", curves, levels)
+
+
+def resumable(folder: Path) -> ImageConfig:
+    """The settings of the image run in `folder`; raises as `run_folder.load_config`."""
+    try:
+        return run_folder.load_config(folder, ImageConfig)
+    except SettingsError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
