@@ -16,10 +16,10 @@ from stanley_fast.checkpoint import CheckpointError
 from stanley_fast.commands import Command
 from stanley_fast.commands.common import Interrupted
 from stanley_fast.commands.doctor import Doctor
-from stanley_fast.comparison import WorkerDiedError
 from stanley_fast.doctor import SelfCheckError
 from stanley_fast.extras import MissingExtraError
 from stanley_fast.methods import SettingsError
+from stanley_fast.parallel import WorkerDiedError
 from stanley_fast.trainer import DivergedError
 
 DESCRIPTION = """Learns energy-based models by Langevin sampling, each element with its stepsize.
@@ -83,6 +83,7 @@ def _parse(args: Sequence[str] | None) -> Command:
             marks.DisallowNone,
             marks.FlagCreatePairsOff,
             marks.OmitArgPrefixes,
+            marks.OmitSubcommandPrefixes,
             marks.PositionalRequiredArgs,
         ),
     )

@@ -5,12 +5,8 @@ from __future__ import annotations
 import csv
 import itertools
 import math
-import multiprocessing
-import signal
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +16,13 @@ import torch
 from stanley_fast import plots, run_folder, runs
 from stanley_fast.experiments import TARGETS, ToyConfig
 from stanley_fast.methods import SAMPLERS, SETTINGS, SamplerName, SettingsError
+from stanley_fast.parallel import in_parallel
+from stanley_fast.run_folder import columns
 from stanley_fast.trainer import DivergedError
 
 # The figure of quality that tells cells apart, for any target: of a disc without rings nine tenths
 # already count as on a ring.
 SHOWN = "histogram_tv"
-
-
-class WorkerDiedError(RuntimeError):
-    """The process of a run ended without a word."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +119,7 @@ def compare(
         for config in configs
         for seed in seeds
     ]
-    done = list(_in_parallel(tasks, jobs, progress))
+    done = list(in_parallel(_run, tasks, jobs, progress))
     cells = [
         Cell(config, tuple(done[i * len(seeds) : (i + 1) * len(seeds)]))
         for i, config in enumerate(configs)
@@ -154,31 +148,6 @@ def run_name(config: ToyConfig) -> str:
 class _Task:
     config: ToyConfig
     folder: Path
-
-
-def _in_parallel(tasks: Sequence[_Task], jobs: int, progress: bool) -> Iterator[Run]:
-    """The tasks' runs in order, `jobs` at a time. On Ctrl-C the processes are stopped."""
-    from tqdm import tqdm
-
-    context = multiprocessing.get_context("spawn")  # a fork of a threaded torch may hang
-    with (
-        ProcessPoolExecutor(min(jobs, len(tasks)), context, _start_worker) as pool,
-        tqdm(total=len(tasks), unit="run", disable=not progress, dynamic_ncols=True) as bar,
-    ):
-        try:
-            for future in [pool.submit(_run, task) for task in tasks]:
-                yield future.result()
-                bar.update()
-        except BrokenProcessPool as error:
-            raise WorkerDiedError("the process of a run was killed: out of memory?") from error
-        except BaseException:
-            for worker in multiprocessing.active_children():
-                worker.terminate()
-            raise
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which stops its workers
 
 
 def _run(task: _Task) -> Run:
@@ -263,9 +232,7 @@ def table(cells: Sequence[Cell]) -> str:
                 "",
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = [[text.ljust(w) for text, w in zip(line, widths, strict=True)] for line in lines]
-    return "\n".join("  ".join(line).rstrip() for line in padded)
+    return columns(lines)
 
 
 def _mean_sd(row: Mapping[str, object], name: str) -> str:

@@ -338,7 +338,7 @@ def preset(
     known_sampler = sampler is None or sampler in SAMPLERS
     if data not in DATA or not known_sampler or name not in ("cpu", "paper", *RECIPES):
         raise SettingsError(f"there is no preset {name!r} for data {data!r}, sampler {sampler!r}")
-    place = None if place is None else str(Path(place).resolve())  # wherever it is resumed
+    place = resolved(place)
     if name == "cpu":
         sampler = sampler or "stanley"
         chosen = CPU[data] | CPU_SAMPLERS[sampler]
@@ -360,6 +360,16 @@ def preset(
     return ImageConfig(
         data=data, place=place, sampler=sampler, **{**dict.fromkeys(SETTINGS), **chosen}
     )
+
+
+def resolved(place: str | os.PathLike[str] | None) -> str | None:
+    """A path as a run remembers it, wherever it is resumed."""
+    return None if place is None else str(Path(place).resolve())
+
+
+def sampler_of(name: PresetName) -> SamplerName:
+    """A preset's sampler, unless another is asked for."""
+    return _recipe(RECIPES[name])["sampler"] if name in RECIPES else "stanley"
 
 
 def _recipe(recipe: Recipe) -> dict[str, Any]:

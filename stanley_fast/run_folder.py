@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Literal
@@ -103,6 +103,18 @@ def draw_loss(folder: Path) -> None:
     if rows:
         iterations = [int(row["iteration"]) for row in rows]
         plots.loss_curve(folder / "loss.png", iterations, [row["gap"] for row in rows])
+
+
+def columns(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of words as a table, for people.
+
+    >>> print(columns([["a", "bc"], ["def", "g"]]))
+    a    bc
+    def  g
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [[text.ljust(w) for text, w in zip(line, widths, strict=True)] for line in lines]
+    return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
 def write(path: Path, text: str) -> None:

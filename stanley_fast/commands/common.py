@@ -7,11 +7,11 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Union
 
 from stanley_fast import run_folder
-from stanley_fast.experiments import PresetName, TargetName, ToyConfig
-from stanley_fast.methods import SamplerName
+from stanley_fast.experiments import PresetName, TargetName
+from stanley_fast.methods import RunConfig, SamplerName
 
 
 class Interrupted(Exception):
@@ -25,39 +25,55 @@ def unset(meaning: str) -> Any:
     return tyro.conf.arg(help_behavior_hint=f"(default: {meaning})")
 
 
+def variants(what: str, kinds: Mapping[str, tuple[type, str]]) -> Any:
+    """A union of subcommands, one for each thing that a command can be about.
+
+    Args:
+        what: the ClassVar that tells a subcommand which it is.
+        kinds: a name -> the dataclass of its options, and what it is, which begins its help.
+    """
+    import tyro
+
+    found = []
+    for name, (base, text) in kinds.items():
+        own: Any = dataclass(type(base.__name__, (base,), {what: name, "__doc__": text}))
+        found.append(Annotated[own, tyro.conf.subcommand(name)])
+    return Union[tuple(found)]  # noqa: UP007  as many as there are
+
+
 # Groups of options; tyro lists them in the order of the method resolution, last base first --------
 
 
 @dataclass
-class TargetOptions:
-    target: TargetName
-    """What to learn: rings, four rings around 0; or gmm, eight Gaussians on a circle."""
+class ToyOptions:
+    target: ClassVar[TargetName]
+
     preset: PresetName = "tuned"
     """Settings to begin with: tuned, chosen on a grid for the rings; demo, a short run; or paper,
     what the paper prints. The options below change single ones."""
+    start_scale: Annotated[float | None, unset("the preset's")] = None
+    """Standard deviation of the noise that chains start at; 2 covers the rings, 1 the gmm."""
 
 
 @dataclass
 class TrainingOptions:
     learning_rate: Annotated[float | None, unset("the preset's")] = None
     """Of Adam, 1e-4 to 1e-2."""
-    start_scale: Annotated[float | None, unset("the preset's")] = None
-    """Standard deviation of the noise that chains start at; 2 covers the rings, 1 the gmm."""
     steps: Annotated[int | None, unset("the preset's")] = None
-    """Evaluations of f per chain and iteration (K), 50 to 500: as many transitions, of hmc steps /
+    """Evaluations of f per chain and iteration (K), 20 to 500: as many transitions, of hmc steps /
     leapfrog-steps, so that samplers compare at one cost."""
     batch_size: Annotated[int | None, unset("the preset's")] = None
-    """Observations, and as many chains, per iteration; 100 to 1000."""
+    """Observations, and as many chains, per iteration; 32 to 1000."""
     iterations: Annotated[int | None, unset("the preset's")] = None
-    """Training iterations (T), 1500 to 10000."""
-    grad_clip: Annotated[float | None, unset("none")] = None
+    """Training iterations (T), 1500 to 100000."""
+    grad_clip: Annotated[float | None, unset("the preset's")] = None
     """Largest norm of the weights' gradient, 0.1 to 10."""
-    data_noise: Annotated[float | None, unset("0")] = None
+    data_noise: Annotated[float | None, unset("the preset's")] = None
     """Standard deviation of noise added to the observations, 0 to 0.1."""
-    energy_l2: Annotated[float | None, unset("0")] = None
+    energy_l2: Annotated[float | None, unset("the preset's")] = None
     """Weight of the mean squared energy, which keeps energies near 0; 0 to 1."""
     evaluate_every: Annotated[int | None, unset("the preset's")] = None
-    """Iterations from one evaluation, a column of figure1.png, to the next."""
+    """Iterations from one evaluation to the next."""
 
 
 @dataclass
@@ -78,10 +94,20 @@ class ChainOptions:
     """Of hmc: gradients per transition, 1 to 20; steps must be a multiple."""
 
 
-def given(command: object) -> dict[str, Any]:
-    """The settings that the user gave: options with the name of one, and not None."""
-    options = {each.name: getattr(command, each.name, None) for each in fields(ToyConfig)}
-    return {name: value for name, value in options.items() if value is not None}
+def given(command: object, config: type[RunConfig]) -> dict[str, Any]:
+    """The settings of `config` that the user gave: options with the name of one, and not None.
+
+    What a command has as a ClassVar it is made for, and no option.
+    """
+    options = {f.name for f in fields(command)} & {f.name for f in fields(config)}  # type: ignore[arg-type]
+    found = {name: getattr(command, name) for name in sorted(options)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+TOYS: dict[TargetName, str] = {
+    "rings": "Four rings around 0 (the paper's Figure 1).",
+    "gmm": "Eight Gaussians on a circle.",
+}
 
 
 # What a user reads --------------------------------------------------------------------------------
@@ -95,6 +121,8 @@ def command_line(*words: str) -> str:
     return shlex.join([*program, *words])
 
 
-def print_figures(row: Mapping[str, float]) -> None:
+def print_figures(row: Mapping[str, float], true: str = "true samples") -> None:
+    """Figures of quality, each beside that of true samples."""
     for name in run_folder.qualities(row):
-        print(f"  {name:<15} {row[name]:.3f}   (true samples: {row[f'{name}_floor']:.3f})")
+        floor = row[f"{name}_floor"]
+        print(f"  {name:<15} {row[name]:.3f}   ({true}: {floor:.3f})")

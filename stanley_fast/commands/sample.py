@@ -94,7 +94,9 @@ class Sample:
     def _source(self) -> _Source:
         """What to sample; of a trained model by the training's settings with the user's."""
         if self.source in TARGETS:
-            config = replace(exact(self.source, self.sampler or "stanley"), **given(self))
+            config = replace(
+                exact(self.source, self.sampler or "stanley"), **given(self, ToyConfig)
+            )
             folder = Path("runs", self.source, "samples")
             return _Source(TARGETS[self.source](), config, f"of the true {self.source}", {}, folder)
         path = Path(self.source)
@@ -113,14 +115,16 @@ class Sample:
         config = model.config
         kept: dict[str, Any] = {"start_scale": config.start_scale, "seed": config.seed}
         if self.sampler in (None, config.sampler):
-            return model.f, replace(config, **given(self))
+            return model.f, replace(config, **given(self, ToyConfig))
         other = preset(config.target, self.sampler)
         if other.adjusted != config.adjusted:  # at temperature 1, whatever training's was
             target = exact(config.target, self.sampler)
-            return runs.log_density(model.f, config), replace(target, **{**kept, **given(self)})
+            return runs.log_density(model.f, config), replace(
+                target, **{**kept, **given(self, ToyConfig)}
+            )
         if not other.adjusted and None not in (other.noise_scale, config.noise_scale):
             kept["noise_scale"] = config.noise_scale
-        return model.f, replace(other, **{"steps": config.steps, **kept, **given(self)})
+        return model.f, replace(other, **{"steps": config.steps, **kept, **given(self, ToyConfig)})
 
     def _draws(self, transitions: int) -> tuple[int, int | None]:
         """Burn-in and transitions from draw to draw; 0 and None where nobody asked for either."""
