@@ -1,4 +1,4 @@
-"""The command line: stanley-fast train | sample | compare | ergodicity | doctor.
+"""The command line: stanley-fast train | sample | compare | inpaint | fid | ergodicity | doctor.
 
 The commands are in commands/, one file each. A setting that can't be is one line on stderr and exit
 status 2; a file or a run that fails is one with status 1. Options that do not parse tyro explains.
@@ -16,6 +16,7 @@ from stanley_fast.checkpoint import CheckpointError
 from stanley_fast.commands import Command
 from stanley_fast.commands.common import Interrupted
 from stanley_fast.commands.doctor import Doctor
+from stanley_fast.data import DataError
 from stanley_fast.doctor import SelfCheckError
 from stanley_fast.extras import MissingExtraError
 from stanley_fast.methods import SettingsError
@@ -28,6 +29,7 @@ Begin with: stanley-fast train rings --preset demo"""
 
 FAILURES = (
     CheckpointError,
+    DataError,
     DivergedError,
     MissingExtraError,
     NonFiniteError,

@@ -338,7 +338,7 @@ def preset(
     known_sampler = sampler is None or sampler in SAMPLERS
     if data not in DATA or not known_sampler or name not in ("cpu", "paper", *RECIPES):
         raise SettingsError(f"there is no preset {name!r} for data {data!r}, sampler {sampler!r}")
-    place = resolved(place)
+    place = None if place is None else str(Path(place).resolve())  # wherever it is resumed
     if name == "cpu":
         sampler = sampler or "stanley"
         chosen = CPU[data] | CPU_SAMPLERS[sampler]
@@ -362,14 +362,23 @@ def preset(
     )
 
 
-def resolved(place: str | os.PathLike[str] | None) -> str | None:
-    """A path as a run remembers it, wherever it is resumed."""
-    return None if place is None else str(Path(place).resolve())
-
-
 def sampler_of(name: PresetName) -> SamplerName:
     """A preset's sampler, unless another is asked for."""
     return _recipe(RECIPES[name])["sampler"] if name in RECIPES else "stanley"
+
+
+def with_sampler(config: ImageConfig, sampler: SamplerName) -> ImageConfig:
+    """`config` with another sampler, and that one's settings for two cores; else as it is.
+
+    >>> with_sampler(preset("digits"), "langevin").title
+    'Langevin, step size 0.5, noise 0.1'
+    """
+    if sampler == config.sampler:
+        return config
+    plain = {name: none for name, (_, none) in EXTRAS.items()}
+    none = dict.fromkeys(SETTINGS)
+    own: dict[str, Any] = {**none, **plain, **CPU_SAMPLERS[sampler]}
+    return replace(config, sampler=sampler, **own)
 
 
 def _recipe(recipe: Recipe) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from stanley_fast.classifier import Classifier
 from stanley_fast.data import Images, to_pixels, to_unit
 from stanley_fast.image_experiments import UNIFORM, ImageConfig, Splits, load_splits
 from stanley_fast.image_quality import ImageQuality
-from stanley_fast.methods import SettingsError
 from stanley_fast.schedules import warm_up_and_decay
+from stanley_fast.terminal import counting_bar
 from stanley_fast.trainer import Trainer
 
 CHUNK = 250  # chains at a time: what a conv net needs for more does not fit everywhere
@@ -138,6 +138,7 @@ class Evaluation:
         progress: bool = True,
     ) -> None:
         self.config, self.folder, self.splits, self.device = config, folder, splits, device
+        self.progress = progress
         self.quality = None
         if config.features != "none":
             self.quality = ImageQuality(
@@ -152,7 +153,8 @@ class Evaluation:
     def __call__(self, trainer: Trainer) -> dict[str, float]:
         f, config = trainer.model, self.config
         key = run_folder.key_for(config.seed, "evaluation").to(self.device)
-        z = generate(f, config, config.samples, self.splits.train.shape, key)
+        shape = self.splits.train.shape
+        z = generate(f, config, config.samples, shape, key, progress=self.progress)
         pixels = Images(to_pixels(z).cpu(), None, "samples", f"iteration {trainer.iteration}")
         energies = self._energies(f, z)
         figures = {f"f_{name}": float(-e.mean()) for name, e in energies.items()}
@@ -229,13 +231,20 @@ def generate(
     key: Tensor,
     *,
     steps: int | None = None,
+    progress: bool = False,
 ) -> Tensor:
     """n samples (n, C, H, W) of f, on the key's device: chains from uniform noise.
 
     Args:
         steps: evaluations of f per chain; config's `sample_steps` unless told.
+        progress: show a progress bar.
     """
-    return torch.cat([c.z for c in _chains_in_parts(f, config, n, shape, key, steps, None)])
+    parts = []
+    with counting_bar(n, "sampling", progress) as advance:
+        for chain in _chains_in_parts(f, config, n, shape, key, steps, None):
+            parts.append(chain.z)
+            advance(len(chain.z))
+    return torch.cat(parts)
 
 
 def chains(
@@ -287,6 +296,23 @@ class Learned:
     iteration: int
     samples: Tensor | None
     """uint8 (64, C, H, W), in snapshots."""
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a run's folder, or a checkpoint or snapshot: a .pt file."""
+    path = Path(path)
+    return (path / "config.json").exists() or (path.is_file() and path.suffix == ".pt")
+
+
+def of_images(path: str | os.PathLike[str]) -> bool:
+    """Whether a run's folder or checkpoint is of images.
+
+    Raises: as `checkpoint.load`.
+    """
+    path = Path(path)
+    state = checkpoint.load(path / "checkpoint.pt" if path.is_dir() else path)
+    notes = state.get("notes")
+    return isinstance(notes, dict) and "shape" in notes
 
 
 def load_learned(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Learned:
@@ -373,11 +399,3 @@ def draw_fid(path: Path, runs: dict[str, Path]) -> None:
             }
     if curves:
         plots.curves(path, "iteration", "Fréchet distance", curves, levels)
-
-
-def resumable(folder: Path) -> ImageConfig:
-    """The settings of the image run in `folder`; raises as `run_folder.load_config`."""
-    try:
-        return run_folder.load_config(folder, ImageConfig)
-    except SettingsError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error

@@ -25,6 +25,20 @@ def unset(meaning: str) -> Any:
     return tyro.conf.arg(help_behavior_hint=f"(default: {meaning})")
 
 
+def yes_or_no() -> Any:
+    """For a switch that a preset sets either way: `--option True` or `False`."""
+    import tyro
+
+    return tyro.conf.FlagConversionOff
+
+
+def positional() -> Any:
+    """For an argument that may be left out."""
+    import tyro
+
+    return tyro.conf.Positional
+
+
 def variants(what: str, kinds: Mapping[str, tuple[type, str]]) -> Any:
     """A union of subcommands, one for each thing that a command can be about.
 

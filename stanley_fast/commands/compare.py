@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -103,9 +103,7 @@ class CompareImages(ImageOptions):
         _check_different("samplers", self.samplers)
         _check_jobs(self.jobs)
         folder = self.folder or Path("runs", f"compare-{self.data}-{self.preset}")
-        configs = [
-            replace(image_config(self, sampler), seed=self.seed) for sampler in self.samplers
-        ]
+        configs = [image_config(self, sampler) for sampler in self.samplers]
         with _stopping(folder):
             done = image_comparison.compare(
                 configs, folder, jobs=self.jobs, resume=self.resume, device=self.device,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from stanley_fast.commands.common import TrainingOptions, given, unset
+from stanley_fast.commands.common import TrainingOptions, given, unset, yes_or_no
 from stanley_fast.image_experiments import (
     DataName,
     FeaturesName,
@@ -30,7 +30,7 @@ class NetOptions:
     """Of conv and mlp, 3 to 5."""
     negative_slope: Annotated[float | None, unset("the preset's")] = None
     """Of LeakyReLU, 0 to 0.2; 0 is ReLU."""
-    autocast: Annotated[bool | None, unset("False")] = None
+    autocast: Annotated[bool | None, yes_or_no(), unset("False")] = None
     """Compute f in bfloat16, for hardware that gains by it."""
 
 
@@ -61,7 +61,7 @@ class ImageChainOptions:
     """Of stanley: what |gradient| in Eq. 4 is of: each element, a pixel's channels, an image."""
     update: Annotated[Literal["paper", "script"] | None, unset("paper")] = None
     """Of stanley: Eq. 5 as printed, or as in the author's script."""
-    clamp: Annotated[bool | None, unset("the preset's")] = None
+    clamp: Annotated[bool | None, yes_or_no(), unset("the preset's")] = None
     """Of stanley, langevin and ascent: keep pixels in [-1, 1]."""
     grad_clamp: Annotated[float | None, unset("none")] = None
     """Of langevin and ascent: bound of each element of the gradient."""
@@ -91,7 +91,6 @@ class ImageOptions(EvaluationOptions, ImageChainOptions, ImageTrainingOptions, N
     """What commands on images share. Subclasses say which data they are for."""
 
     data: ClassVar[DataName]
-    place: ClassVar[Path | None] = None
 
     preset: PresetName = "cpu"
     """Settings to begin with: cpu, for two cores; paper, what the paper prints (cifar10,
@@ -101,7 +100,7 @@ class ImageOptions(EvaluationOptions, ImageChainOptions, ImageTrainingOptions, N
     """Pictures' central squares are resized to this."""
     limit: Annotated[int | None, unset("the preset's")] = None
     """Use no more than the first so many images."""
-    flip: Annotated[bool | None, unset("the preset's")] = None
+    flip: Annotated[bool | None, yes_or_no(), unset("the preset's")] = None
     """Mirror every other observation."""
     device: Annotated[str | None, unset("a GPU if there is one")] = None
     """cpu or cuda."""
@@ -111,7 +110,7 @@ class ImageOptions(EvaluationOptions, ImageChainOptions, ImageTrainingOptions, N
 class PlacedImageOptions(ImageOptions):
     """Of data that are not at hand by themselves."""
 
-    place: Path  # type: ignore[misc]
+    place: Path
     """Where the data is."""
 
 
@@ -128,7 +127,17 @@ IMAGES: dict[DataName, str] = {
 
 def image_config(options: ImageOptions, sampler: SamplerName | None) -> ImageConfig:
     """The preset of this sampler with the settings that the user gave."""
-    base = preset(options.data, options.preset, sampler, options.place)
-    own = given(options, ImageConfig)
-    own.pop("place", None)  # is the preset's already
-    return with_settings(base, own)
+    base = preset(options.data, options.preset, sampler, place_of(options))
+    return with_settings(base, image_settings(options))
+
+
+def image_settings(options: ImageOptions) -> dict[str, Any]:
+    """The settings that the user gave; the place of the data whole."""
+    place = place_of(options)
+    found = given(options, ImageConfig)
+    return found if place is None else {**found, "place": str(place.resolve())}
+
+
+def place_of(options: ImageOptions) -> Path | None:
+    """Where the data is; None where it is at hand by itself."""
+    return options.place if isinstance(options, PlacedImageOptions) else None

@@ -10,25 +10,31 @@ from typing import Annotated, Any
 import numpy as np
 from torch import Tensor
 
-from stanley_fast import diagnostics, keys, metrics, plots, runs
+from stanley_fast import diagnostics, image_runs, keys, metrics, pictures, plots, runs
 from stanley_fast.commands.common import given, print_figures, unset
+from stanley_fast.data import to_pixels
 from stanley_fast.density import LogDensity
 from stanley_fast.experiments import TARGETS, ToyConfig, exact, preset
+from stanley_fast.image_experiments import ImageConfig
 from stanley_fast.methods import SamplerName, SettingsError
+
+IMAGES, SHOWN = 64, 256  # generated unless told; at most in samples.png
 
 
 @dataclass
 class Sample:
     """Draw samples from a trained model, or from a target itself.
 
-    Leaves samples.npy, an array (n, 2), and samples.png in its folder; prints how good they are.
-    With diagnostics also trace.png, and prints how well the chains mixed.
+    Leaves samples.npy and samples.png in its folder. Of points samples.npy is an array (n, 2), and
+    how good they are is printed; with diagnostics also how well the chains mixed, and trace.png is
+    left. Of images it is uint8 (n, C, H, W); with --keep-every chains.gif and chains.png show how
+    chains came there.
     """
 
     source: str
     """What to sample: the folder that `train` left, a checkpoint in it, or a target itself: rings
     or gmm."""
-    n: int = 10_000
+    n: Annotated[int | None, unset("10000 points, 64 images")] = None
     """How many samples: the last states of as many chains."""
     steps: Annotated[int | None, unset("as in training; 500 for a density itself")] = None
     """Evaluations of f per chain (K), burn-in's among them: as many transitions, of hmc steps /
@@ -54,7 +60,7 @@ class Sample:
     burn_in: Annotated[int | None, unset("half the steps")] = None
     """Transitions before the first draw is kept."""
     keep_every: Annotated[int | None, unset("1")] = None
-    """Transitions from one draw to the next."""
+    """Transitions from one draw to the next; of images from one state to the next in chains.gif."""
     inference_data: Annotated[Path | None, unset("none")] = None
     """Write the draws to this netCDF file (.nc) too, as ArviZ's InferenceData."""
     seed: int = 0
@@ -63,13 +69,51 @@ class Sample:
     """Where to leave them."""
 
     def run(self) -> None:
-        if self.n < 1:
+        if self.n is not None and self.n < 1:
             raise SettingsError(f"n must be 1 or more, got {self.n}")
+        if self.source not in TARGETS and image_runs.of_images(self.source):
+            self._images()
+        else:
+            self._points(10_000 if self.n is None else self.n)
+
+    def _images(self) -> None:
+        """Samples of an image model."""
+        for name in ("sampler", "start_scale", "burn_in", "inference_data"):
+            if getattr(self, name) is not None or self.diagnostics:
+                name = "diagnostics" if self.diagnostics else name
+                raise SettingsError(f"{name} is for models of points, {self.source} is of images")
+        path, device = Path(self.source), image_runs.default_device()
+        model = image_runs.load_learned(path, device)
+        own = given(self, ImageConfig)
+        steps = own.pop("steps", None)
+        config, key = replace(model.config, **own), keys.key(self.seed, device)
+        n = IMAGES if self.n is None else self.n
+        z = image_runs.generate(model.f, config, n, model.shape, key, steps=steps, progress=True)
+        folder = self.folder or _beside(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        left = [folder / "samples.npy", folder / "samples.png"]
+        np.save(left[0], to_pixels(z).cpu().numpy())
+        scale = image_runs.picture_scale(z.shape)
+        pictures.sheet(left[1], z[:SHOWN], scale=scale)
+        if self.keep_every is not None:
+            chain = image_runs.chains(
+                model.f, config, min(n, IMAGES), model.shape, key, steps=steps,
+                keep_every=self.keep_every,
+            )  # fmt: skip
+            assert chain.trace is not None
+            left += [folder / "chains.gif", folder / "chains.png"]
+            pictures.gif(left[2], chain.trace.cpu(), scale=scale)
+            pictures.strip(left[3], chain.trace[:, :8].cpu(), scale=scale)
+        print(f"{n} samples after {model.iteration} iterations, by {config.title}")
+        print(f"Left {', '.join(map(str, left[:-1]))} and {left[-1]}")
+
+    def _points(self, n: int) -> None:
+        """Samples of a toy model or target."""
         source = self._source()
         f, config = source.f, source.config
         burn_in, keep_every = self._draws(config.transitions)
         sample_key, truth_key = keys.split(keys.key(config.seed), 2)
-        chain = runs.draw(f, config, self.n, sample_key, burn_in=burn_in, keep_every=keep_every)
+        chain = runs.draw(f, config, n, sample_key, burn_in=burn_in, keep_every=keep_every)
         samples = chain.z
         folder = self.folder or source.folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,10 +122,10 @@ class Sample:
         panels = {
             "true density": metrics.grid_density(target, target.extent),
             **source.learned,
-            f"{self.n} samples": plots.sample_density(samples, target.extent),
+            f"{n} samples": plots.sample_density(samples, target.extent),
         }
         plots.densities(folder / "samples.png", panels)
-        print(f"{self.n} samples {source.what}, by {config.title}:")
+        print(f"{n} samples {source.what}, by {config.title}:")
         print_figures(metrics.quality(target, samples, truth_key))
         if chain.acceptance is not None:
             print(f"  {'acceptance':<15} {chain.acceptance.mean():.3f}")
@@ -94,9 +138,8 @@ class Sample:
     def _source(self) -> _Source:
         """What to sample; of a trained model by the training's settings with the user's."""
         if self.source in TARGETS:
-            config = replace(
-                exact(self.source, self.sampler or "stanley"), **given(self, ToyConfig)
-            )
+            base = exact(self.source, self.sampler or "stanley")
+            config = replace(base, **given(self, ToyConfig))
             folder = Path("runs", self.source, "samples")
             return _Source(TARGETS[self.source](), config, f"of the true {self.source}", {}, folder)
         path = Path(self.source)
@@ -107,24 +150,22 @@ class Sample:
             config,
             f"after {model.iteration} iterations",
             {"learned density": runs.learned_density(model.f, model.config)},
-            (path if path.is_dir() else path.parent) / "samples",
+            _beside(path),
         )
 
     def _sampled(self, model: runs.Learned) -> tuple[LogDensity, ToyConfig]:
         """What to sample of a trained model and how."""
-        config = model.config
+        config, own = model.config, given(self, ToyConfig)
         kept: dict[str, Any] = {"start_scale": config.start_scale, "seed": config.seed}
         if self.sampler in (None, config.sampler):
-            return model.f, replace(config, **given(self, ToyConfig))
+            return model.f, replace(config, **own)
         other = preset(config.target, self.sampler)
         if other.adjusted != config.adjusted:  # at temperature 1, whatever training's was
             target = exact(config.target, self.sampler)
-            return runs.log_density(model.f, config), replace(
-                target, **{**kept, **given(self, ToyConfig)}
-            )
+            return runs.log_density(model.f, config), replace(target, **{**kept, **own})
         if not other.adjusted and None not in (other.noise_scale, config.noise_scale):
             kept["noise_scale"] = config.noise_scale
-        return model.f, replace(other, **{"steps": config.steps, **kept, **given(self, ToyConfig)})
+        return model.f, replace(other, **{"steps": config.steps, **kept, **own})
 
     def _draws(self, transitions: int) -> tuple[int, int | None]:
         """Burn-in and transitions from draw to draw; 0 and None where nobody asked for either."""
@@ -157,6 +198,11 @@ class Sample:
             data.to_netcdf(self.inference_data, engine="h5netcdf")
             left.append(self.inference_data)
         return left
+
+
+def _beside(path: Path) -> Path:
+    """Where the samples of a run or a checkpoint go unless told."""
+    return (path if path.is_dir() else path.parent) / "samples"
 
 
 @dataclass(frozen=True)

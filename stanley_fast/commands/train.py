@@ -26,9 +26,11 @@ from stanley_fast.commands.image_options import (
     ImageOptions,
     PlacedImageOptions,
     image_config,
+    image_settings,
+    place_of,
 )
 from stanley_fast.experiments import ToyConfig, preset
-from stanley_fast.image_experiments import ImageConfig, resolved, sampler_of
+from stanley_fast.image_experiments import ImageConfig, sampler_of
 from stanley_fast.methods import RunConfig, with_settings
 
 
@@ -73,11 +75,12 @@ class TrainImages(RunOptions, ImageOptions, ChainOptions):
         name = f"{self.data}-{self.sampler or sampler_of(self.preset)}-{self.preset}"
         folder = self.folder or Path("runs", name)
         if self.resume:
-            own = {**given(self, ImageConfig), "place": resolved(self.place)}
-            config = replace(run_folder.load_config(folder, ImageConfig), **own)
+            saved = run_folder.load_config(folder, ImageConfig)
+            config = replace(saved, **image_settings(self))
         else:
             config = image_config(self, self.sampler)
-        with _stopping(folder, self.data, *([] if self.place is None else [str(self.place)])):
+        place = place_of(self)
+        with _stopping(folder, self.data, *([] if place is None else [str(place)])):
             image_runs.train(
                 config, folder, resume=self.resume, overwrite=self.overwrite, device=self.device,
                 keep=self.keep, weights=self.weights,
