@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ import torch
 import xarray
 
 from stanley_fast import checkpoint, cli, keys, metrics, runs
+from stanley_fast.commands import compare
 from stanley_fast.commands.common import command_line
-from stanley_fast.commands.compare import Compare
 from stanley_fast.energies import Rings
 
 TINY = ["--steps=3", "--batch-size=8", "--iterations=4", "--evaluate-every=2"]
@@ -184,7 +185,8 @@ def test_diagnostics_without_arviz(
 
 
 def test_the_grid_has_a_fine_grid_for_each_sampler(capsys: pytest.CaptureFixture[str]) -> None:
-    whole = Compare("rings", grid=True)
+    kinds = [get_args(kind)[0] for kind in get_args(compare.Kind)]
+    whole = next(k for k in kinds if getattr(k, "target", None) == "rings")(grid=True)
     stanley, langevin = whole._cells("stanley"), whole._cells("langevin")
     assert (len(stanley), len(langevin)) == (48, 18)  # as the help says: 66
     assert {c.iterations for c in stanley + langevin} == {800}
@@ -304,15 +306,21 @@ def test_a_backend_that_cannot_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert done.stderr.startswith("stanley-fast: STANLEY_FAST_BACKEND: backend must be one of")
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "compare", "doctor"])
+OPTIONS = {
+    "train rings": 19, "train digits": 45, "train cifar10": 45, "compare rings": 19,
+    "compare digits": 42, "sample": 14, "fid": 5, "inpaint": 10, "doctor": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", OPTIONS)
 def test_every_option_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.main([command, "--help"])
+        cli.main([*command.split(), "--help"])
     assert caught.value.code == 0
     out = " ".join(capsys.readouterr().out.replace("│", " ").replace("|", " ").split())
     assert "None" not in out
     options = re.findall(r"(--[a-z][a-z0-9-]*) (.*?)\(default: ", out)
-    assert len(options) == {"train": 19, "sample": 14, "compare": 19, "doctor": 1}[command]
+    assert len(options) == OPTIONS[command]
     for name, text in options:
         assert len(re.findall("[A-Za-z]+", text)) >= 3, name
 

@@ -16,6 +16,7 @@ from stanley_fast import comparison, plots, runs
 from stanley_fast.comparison import Cell, Run
 from stanley_fast.experiments import ToyConfig, preset
 from stanley_fast.methods import SettingsError
+from stanley_fast.parallel import WorkerDiedError
 
 STANLEY, LANGEVIN = (
     dataclasses.replace(
@@ -214,7 +215,7 @@ def test_equal_cells_are_refused(tmp_path: Path) -> None:
 
 def test_a_killed_process_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "_run", kill_oneself)
-    with pytest.raises(comparison.WorkerDiedError, match="was killed"):
+    with pytest.raises(WorkerDiedError, match="was killed"):
         comparison.compare([preset("rings", "stanley")], [0], tmp_path, progress=False)
 
 

@@ -39,6 +39,13 @@ def positional() -> Any:
     return tyro.conf.Positional
 
 
+def called(name: str) -> Any:
+    """For an argument that help is to call by name."""
+    import tyro
+
+    return tyro.conf.arg(metavar=name)
+
+
 def variants(what: str, kinds: Mapping[str, tuple[type, str]]) -> Any:
     """A union of subcommands, one for each thing that a command can be about.
 
@@ -50,7 +57,8 @@ def variants(what: str, kinds: Mapping[str, tuple[type, str]]) -> Any:
 
     found = []
     for name, (base, text) in kinds.items():
-        own: Any = dataclass(type(base.__name__, (base,), {what: name, "__doc__": text}))
+        members = {what: name, "__doc__": text, "__module__": base.__module__}
+        own: Any = dataclass(type(base.__name__, (base,), members))
         found.append(Annotated[own, tyro.conf.subcommand(name)])
     return Union[tuple(found)]  # noqa: UP007  as many as there are
 
@@ -109,13 +117,9 @@ class ChainOptions:
 
 
 def given(command: object, config: type[RunConfig]) -> dict[str, Any]:
-    """The settings of `config` that the user gave: options with the name of one, and not None.
-
-    What a command has as a ClassVar it is made for, and no option.
-    """
-    options = {f.name for f in fields(command)} & {f.name for f in fields(config)}  # type: ignore[arg-type]
-    found = {name: getattr(command, name) for name in sorted(options)}
-    return {name: value for name, value in found.items() if value is not None}
+    """The settings of `config` that the user gave: options with the name of one, and not None."""
+    options = {each.name: getattr(command, each.name, None) for each in fields(config)}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 TOYS: dict[TargetName, str] = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from stanley_fast.commands.common import TrainingOptions, given, unset, yes_or_no
+from stanley_fast.commands.common import TrainingOptions, called, given, unset, yes_or_no
 from stanley_fast.image_experiments import (
     DataName,
     FeaturesName,
@@ -110,7 +110,7 @@ class ImageOptions(EvaluationOptions, ImageChainOptions, ImageTrainingOptions, N
 class PlacedImageOptions(ImageOptions):
     """Of data that are not at hand by themselves."""
 
-    place: Path
+    place: Annotated[Path, called("PLACE")]
     """Where the data is."""
 
 

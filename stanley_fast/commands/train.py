@@ -31,7 +31,7 @@ from stanley_fast.commands.image_options import (
 )
 from stanley_fast.experiments import ToyConfig, preset
 from stanley_fast.image_experiments import ImageConfig, sampler_of
-from stanley_fast.methods import RunConfig, with_settings
+from stanley_fast.methods import RunConfig, SettingsError, with_settings
 
 
 @dataclass
@@ -46,10 +46,15 @@ class RunOptions:
     overwrite: bool = False
     """Remove the run in the folder first."""
 
+    def check(self) -> None:
+        if self.resume and self.overwrite:
+            raise SettingsError("resume and overwrite exclude each other")
+
 
 @dataclass
 class TrainToy(RunOptions, TrainingOptions, ChainOptions, ToyOptions):
     def run(self) -> None:
+        self.check()
         sampler = self.sampler or "stanley"
         folder = self.folder or Path("runs", f"{self.target}-{sampler}-{self.preset}")
         if self.resume:
@@ -72,6 +77,7 @@ class TrainImages(RunOptions, ImageOptions, ChainOptions):
     """How many of the newest checkpoints stay."""
 
     def run(self) -> None:
+        self.check()
         name = f"{self.data}-{self.sampler or sampler_of(self.preset)}-{self.preset}"
         folder = self.folder or Path("runs", name)
         if self.resume:
