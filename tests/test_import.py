@@ -37,7 +37,7 @@ LAYERS = [
     {"inpainting", "recipes", "trainer"},
     {"methods", "pictures"},
     {"ergodicity", "experiments", "image_experiments", "image_quality"},
-    {"run_folder"},
+    {"image_presets", "run_folder"},
     {"image_runs", "runs"},
     {"comparison", "image_comparison"},
     {"commands"},

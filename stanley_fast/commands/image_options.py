@@ -12,10 +12,9 @@ from stanley_fast.image_experiments import (
     FeaturesName,
     ImageConfig,
     NetworkName,
-    PresetName,
     StartName,
-    preset,
 )
+from stanley_fast.image_presets import PresetName, preset
 from stanley_fast.methods import SamplerName, with_settings
 
 

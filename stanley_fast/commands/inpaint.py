@@ -14,7 +14,8 @@ from torch import Tensor
 from stanley_fast import image_runs, inpainting, keys, pictures, run_folder
 from stanley_fast.commands.common import positional, unset
 from stanley_fast.data import load, to_unit
-from stanley_fast.image_experiments import load_splits, with_sampler
+from stanley_fast.image_experiments import load_splits
+from stanley_fast.image_presets import with_sampler
 from stanley_fast.methods import SAMPLERS, SamplerName, SettingsError
 
 

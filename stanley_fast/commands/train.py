@@ -30,7 +30,8 @@ from stanley_fast.commands.image_options import (
     place_of,
 )
 from stanley_fast.experiments import ToyConfig, preset
-from stanley_fast.image_experiments import ImageConfig, sampler_of
+from stanley_fast.image_experiments import ImageConfig
+from stanley_fast.image_presets import sampler_of
 from stanley_fast.methods import RunConfig, SettingsError, with_settings
 
 
