@@ -86,6 +86,10 @@ def _in_place(z: Tensor, grad: Tensor, key: Tensor) -> Run:
     return partial(sf.stanley_step_, z, grad, key, **SCALES)
 
 
+def _stochastic(z: Tensor, grad: Tensor, key: Tensor) -> Run:
+    return partial(sf.stanley_step_, z, grad, key, rounding="stochastic", **SCALES)
+
+
 def _functional(z: Tensor, grad: Tensor, key: Tensor) -> Run:
     return partial(sf.stanley_step, z, grad, key, **SCALES)
 
@@ -134,15 +138,21 @@ for _name in ("cpp", "cuda", "triton"):
     PROVIDERS[f"{_name}, new"] = Provider(
         f"`stanley_step`, backend {_name}: a new z", _functional, _name
     )
+    PROVIDERS[f"{_name}, stochastic"] = Provider(
+        f"`stanley_step_`, backend {_name}: in place, rounded stochastically to bfloat16",
+        _stochastic,
+        _name,
+    )
 
 BOUNDS = ("copy", "triad", "noise")
 BASELINES = ("naive", "tuned", "inductor", "torchebm")
 SERVES = {"cpp": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",)}  # where a timing means something
 
 
-def ours(device: str) -> list[str]:
-    """Our providers for tensors on `device`, by name."""
-    return [n for n, p in PROVIDERS.items() if p.backend and device in SERVES[p.backend]]
+def ours(device: str, dtype: str = "float32") -> list[str]:
+    """Our providers for tensors of `dtype` on `device`, by name."""
+    names = [n for n, p in PROVIDERS.items() if p.backend and device in SERVES[p.backend]]
+    return [n for n in names if dtype == "bfloat16" or not n.endswith("stochastic")]
 
 
 def available(name: str, device: str) -> str | None:

@@ -38,8 +38,9 @@ class Row(NamedTuple):
 
 HEAD = (
     "| elements | threads | dtype | {ours}, µs | ns per element | of triad | of noise "
-    "| a new z, µs | naive | tuned | inductor | torchebm | copy, µs | triad, µs | noise, µs |\n"
-    "|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    "| a new z, µs | naive | tuned | inductor | torchebm | copy, µs | triad, µs | noise, µs "
+    "| stochastic, µs |\n"
+    "|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
 
 
@@ -51,11 +52,13 @@ def table(rows: list[Row], ours: str) -> str:
         ratios = [
             f"{row.medians[name] / time:.1f}" if name in row.medians else "" for name in BASELINES
         ]
+        rounded = row.medians.get(f"{ours}, stochastic")
         cells = [
             *(f"{row.size:,}", str(row.threads), row.dtype, micro(time)),
             *(f"{time * 1e9 / row.size:.2f}", percent(row.share(ours, "triad"))),
             *(percent(row.share(ours, "noise")), micro(row.medians[f"{ours}, new"]), *ratios),
             *(micro(row.medians[name]) for name in BOUNDS),
+            micro(rounded) if rounded else "",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

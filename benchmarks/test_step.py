@@ -24,7 +24,6 @@ import stanley_fast as sf
 SIZES, FULL_SIZES = (200, 10_000, 196_608, 2**22, 2**24), (2**26,)
 DTYPES, FULL_DTYPES = ("float32", "float64"), ("float16", "bfloat16")
 THREADS = sorted({1, cores()})
-OURS = ours("cpu")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -49,7 +48,8 @@ def test_stanley_step(benchmark: Any, size: int, threads: int, dtype: str) -> No
     key = sf.key(0)
     z = sf.normal((size,), key).to(getattr(torch, dtype))
     grad = 0.1 * sf.normal((size,), key, step=1).to(z.dtype)
-    names = [*BOUNDS, *(BASELINES if dtype == "float32" else ("naive",)), *OURS]
+    mine = ours("cpu", dtype)
+    names = [*BOUNDS, *(BASELINES if dtype == "float32" else ("naive",)), *mine]
     missing = {name: why for name in names if (why := available(name, "cpu"))}
     torch._dynamo.reset()  # the baseline is compiled for each case, and compilations are limited
     candidates = {
@@ -59,5 +59,5 @@ def test_stanley_step(benchmark: Any, size: int, threads: int, dtype: str) -> No
     }
     medians = interleaved(candidates)
     benchmark.extra_info["row"] = Row(size, threads, dtype, medians, missing)._asdict()
-    calls = max(1, int(0.01 / medians[OURS[0]]))
-    benchmark.pedantic(candidates[OURS[0]].run, rounds=7, iterations=calls)
+    calls = max(1, int(0.01 / medians[mine[0]]))
+    benchmark.pedantic(candidates[mine[0]].run, rounds=7, iterations=calls)

@@ -20,6 +20,7 @@ struct StepArgs {
   T noise_scale, lo, hi;
   Gamma kind;
   bool script;
+  bool stochastic;  // how `out` is rounded; bfloat16 alone
   Noise noise;
   // forward
   S* out;

@@ -152,6 +152,13 @@ inline void numbers(double noise_scale, double lo, double hi, ScalarType type) {
   if (!(lo <= hi)) fail("clamp must be (lo, hi) with lo <= hi, got (", lo, ", ", hi, ")");
 }
 
+// A stochastically rounded state is a bfloat16 one.
+inline void rounding(bool stochastic, ScalarType type) {
+  if (stochastic && type != ScalarType::BFloat16)
+    fail("rounding must be 'nearest' for a ", name(type),
+         " z, got 'stochastic', which needs torch.bfloat16");
+}
+
 inline void step(const Tensor& z, const Tensor& grad, const Tensor& key, double noise_scale,
                  double lo, double hi) {
   floating("z", z);

@@ -1,5 +1,5 @@
-// float16 and bfloat16 as their bits, and conversions that round to nearest even. No torch headers
-// here.
+// float16 and bfloat16 as their bits, conversions that round to nearest even, and stochastic
+// rounding to bfloat16. No torch headers here.
 #pragma once
 
 #include "philox.h"
@@ -81,6 +81,14 @@ STANLEY_HD void narrow(float x, Half* out) {
   const uint32_t beyond = magnitude > 0x7F800000u ? 0x7E00u : 0x7C00u;
   out->bits = static_cast<uint16_t>(sign | (magnitude < 0x47800000u ? finite : beyond));
 #endif
+}
+
+// x rounded to one of the two bfloat16 around it, on average x: its magnitude goes up with the
+// probability of the bits that go, for a word whose lower half is uniform. What bfloat16 has stays,
+// zeros, infinities and NaN too; beyond its largest number the upper neighbour is infinity.
+STANLEY_HD float rounded_stochastically(float x, uint32_t word) {
+  const uint32_t sum = bits_of(x) + (word & 0xFFFFu);
+  return x == x ? float_of(sum & 0xFFFF0000u) : x;
 }
 
 }  // namespace stanley

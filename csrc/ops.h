@@ -56,6 +56,7 @@ struct Step {
   bool script;
   int64_t first;
   std::optional<int64_t> total;
+  bool stochastic;
 };
 
 // `like` is z, or in a backward pass what stands for its shape and dtype.
@@ -68,6 +69,7 @@ inline void validate(const Tensor& like, const Step& s) {
     checks::positive("step_size", s.step_size, s.grad.scalar_type());
   }
   checks::step(like, s.grad, s.key, s.noise_scale, s.lo, s.hi);
+  checks::rounding(s.stochastic, like.scalar_type());
   checks::part(like.numel(), s.first, s.total);
 }
 
@@ -103,6 +105,7 @@ StepArgs<S, typename Device::Noise> arguments(const Settings& s, const S* grad,
   a.lo = saturated<T>(s.lo);
   a.hi = saturated<T>(s.hi);
   a.script = s.script;
+  a.stochastic = s.stochastic;
   a.noise = noise_at<Device>(key, s.step, 0, s.first, s.total.value_or(n));
   return a;
 }
@@ -112,48 +115,50 @@ class Operations {
  public:
   static Tensor stanley_step(Tensor z, Tensor grad, Tensor key, int64_t step, double threshold,
                              double step_size, double noise_scale, double lo, double hi,
-                             bool script, int64_t first, std::optional<int64_t> total) {
+                             bool script, int64_t first, std::optional<int64_t> total,
+                             bool stochastic) {
     return functional(z, {grad, std::nullopt, threshold, step_size, key, step, noise_scale, lo, hi,
-                          script, first, total});
+                          script, first, total, stochastic});
   }
 
   static void stanley_step_(Tensor z, Tensor grad, Tensor key, int64_t step, double threshold,
                             double step_size, double noise_scale, double lo, double hi, bool script,
-                            int64_t first, std::optional<int64_t> total) {
+                            int64_t first, std::optional<int64_t> total, bool stochastic) {
     in_place(z, {grad, std::nullopt, threshold, step_size, key, step, noise_scale, lo, hi, script,
-                 first, total});
+                 first, total, stochastic});
   }
 
-  static std::tuple<Tensor, Tensor> stanley_step_backward(Tensor grad_out, std::optional<Tensor> z,
-                                                          Tensor grad, Tensor key, int64_t step,
-                                                          double threshold, double step_size,
-                                                          double noise_scale, double lo, double hi,
-                                                          bool script, int64_t first,
-                                                          std::optional<int64_t> total) {
+  static std::tuple<Tensor, Tensor> stanley_step_backward(
+      Tensor grad_out, std::optional<Tensor> z, Tensor grad, Tensor key, int64_t step,
+      double threshold, double step_size, double noise_scale, double lo, double hi, bool script,
+      int64_t first, std::optional<int64_t> total, bool stochastic) {
     Grads grads = backward(grad_out, z,
                            {grad, std::nullopt, threshold, step_size, key, step, noise_scale, lo,
-                            hi, script, first, total});
+                            hi, script, first, total, stochastic});
     return {grads.z, grads.grad};
   }
 
   static Tensor langevin_step(Tensor z, Tensor grad, Tensor gamma, Tensor key, int64_t step,
                               double noise_scale, double lo, double hi, bool script, int64_t first,
-                              std::optional<int64_t> total) {
-    return functional(z, {grad, gamma, 0, 0, key, step, noise_scale, lo, hi, script, first, total});
+                              std::optional<int64_t> total, bool stochastic) {
+    return functional(
+        z, {grad, gamma, 0, 0, key, step, noise_scale, lo, hi, script, first, total, stochastic});
   }
 
   static void langevin_step_(Tensor z, Tensor grad, Tensor gamma, Tensor key, int64_t step,
                              double noise_scale, double lo, double hi, bool script, int64_t first,
-                             std::optional<int64_t> total) {
-    in_place(z, {grad, gamma, 0, 0, key, step, noise_scale, lo, hi, script, first, total});
+                             std::optional<int64_t> total, bool stochastic) {
+    in_place(z,
+             {grad, gamma, 0, 0, key, step, noise_scale, lo, hi, script, first, total, stochastic});
   }
 
   static std::tuple<Tensor, Tensor, Tensor> langevin_step_backward(
       Tensor grad_out, std::optional<Tensor> z, Tensor grad, Tensor gamma, Tensor key, int64_t step,
       double noise_scale, double lo, double hi, bool script, int64_t first,
-      std::optional<int64_t> total) {
+      std::optional<int64_t> total, bool stochastic) {
     Grads grads = backward(
-        grad_out, z, {grad, gamma, 0, 0, key, step, noise_scale, lo, hi, script, first, total});
+        grad_out, z,
+        {grad, gamma, 0, 0, key, step, noise_scale, lo, hi, script, first, total, stochastic});
     return {grads.z, grads.grad, grads.gamma};
   }
 

@@ -34,6 +34,9 @@ constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
 constexpr int kPhiloxRounds = 10;
 
+// Counter word c2 of the draws that round a state; its noise has stream 0.
+constexpr uint32_t kRoundingStream = 3;
+
 struct Words4 {
   uint32_t w[4];
 };

@@ -45,6 +45,7 @@ class Step(NamedTuple):
     script: bool
     first: int
     total: int | None
+    stochastic: bool = False
 
 
 # The schemas -------------------------------------------------------------------------------------
@@ -209,7 +210,10 @@ def _in_place(z: Tensor, s: Step) -> None:
 
 def _forward(z: Tensor, s: Step, total: int, out: Tensor) -> None:
     """z and out are contiguous, and may be the same."""
-    _launch(step_kernel, z, s.first % 4, out=out, z=z, **_arguments(z, s, total))
+    _launch(
+        step_kernel, z, s.first % 4, out=out, z=z, STOCHASTIC=s.stochastic,
+        **_arguments(z, s, total),
+    )  # fmt: skip
 
 
 def _backward(grad_out: Tensor, z: Tensor | None, s: Step) -> tuple[Tensor, Tensor, Tensor]:
@@ -239,9 +243,9 @@ def _validate(like: Tensor, s: Step) -> int:
         checks.stepsize(s.grad, s.threshold, s.step_size)
     else:
         checks.gamma(s.gamma, like)
-    update = "script" if s.script else "paper"
+    update, rounding = checks.UPDATES[s.script], checks.ROUNDINGS[s.stochastic]
     return checks.step(
-        like, s.grad, s.key, s.step, s.noise_scale, (s.lo, s.hi), update, s.first, s.total
+        like, s.grad, s.key, s.step, s.noise_scale, (s.lo, s.hi), update, rounding, s.first, s.total
     )
 
 

@@ -120,31 +120,38 @@ def box_muller(a, b, T: tl.constexpr):
 
 
 @triton.jit
-def four_normals(key, block, c2, T: tl.constexpr):
-    """The normals of Philox blocks `block` after the key's: element i of a block is output i."""
+def four(key, block, c2, T: tl.constexpr):
+    """The normals of Philox blocks `block` after the key's: element i of a block is output i.
+
+    Where T is uint32, the words themselves.
+    """
     seed = tl.load(key)
     counter = tl.load(key + 1) + block
     w0, w1, w2, w3 = philox(
         counter.to(tl.uint32), (counter >> 32).to(tl.uint32), tl.cast(c2, tl.uint32),
         seed.to(tl.uint32), (seed >> 32).to(tl.uint32),
     )  # fmt: skip
-    n0, n1 = box_muller(w0, w1, T)
-    n2, n3 = box_muller(w2, w3, T)
+    is_words: tl.constexpr = T == tl.uint32  # noqa: SIM300, T is a parameter
+    if is_words:
+        n0, n1, n2, n3 = w0, w1, w2, w3
+    else:
+        n0, n1 = box_muller(w0, w1, T)
+        n2, n3 = box_muller(w2, w3, T)
     return n0, n1, n2, n3
 
 
 @triton.jit
-def normals(key, block, c2, T: tl.constexpr, BLOCK: tl.constexpr, PER_THREAD: tl.constexpr):
-    """The BLOCK normals of BLOCK / 4 Philox blocks, the first of them `block` after the key's.
+def draws(key, block, c2, T: tl.constexpr, BLOCK: tl.constexpr, PER_THREAD: tl.constexpr):
+    """The BLOCK normals or words of BLOCK / 4 Philox blocks, the first `block` after the key's.
 
     A thread makes PER_THREAD neighbours, as many as it reads and writes at once.
     """
     if PER_THREAD == 8:
         even = block + 2 * tl.arange(0, BLOCK // 8)
-        a0, a1, a2, a3 = four_normals(key, even, c2, T)
-        b0, b1, b2, b3 = four_normals(key, even + 1, c2, T)
+        a0, a1, a2, a3 = four(key, even, c2, T)
+        b0, b1, b2, b3 = four(key, even + 1, c2, T)
         n0, n1 = tl.interleave(a0, b0), tl.interleave(a1, b1)
         n2, n3 = tl.interleave(a2, b2), tl.interleave(a3, b3)
     else:
-        n0, n1, n2, n3 = four_normals(key, block + tl.arange(0, BLOCK // 4), c2, T)
+        n0, n1, n2, n3 = four(key, block + tl.arange(0, BLOCK // 4), c2, T)
     return tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))

@@ -11,8 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from stanley_fast.kernels.noise import normals
+from stanley_fast.kernels.noise import draws
 
+ROUNDING_STREAM = tl.constexpr(3)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
@@ -59,6 +60,13 @@ def rounded(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def rounded_stochastically(x, word):
+    """float32 x at one of the two bfloat16 around it, on average x. See csrc/half.h."""
+    bits = (x.to(tl.uint32, bitcast=True) + (word & 0xFFFF)) & 0xFFFF0000
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+
+
+@triton.jit
 def store(base, begin, n, x, BLOCK: tl.constexpr):
     """Writes the elements that lie in [0, n), rounded to the dtype of `base`."""
     i = tl.arange(0, BLOCK)
@@ -85,9 +93,9 @@ def noise_of(
     BLOCK: tl.constexpr,
     PER_THREAD: tl.constexpr,
 ):
-    """The normals of the program's elements."""
+    """The normals of the program's elements, or where T is uint32 their words."""
     block += tl.program_id(0).to(tl.int64) * (BLOCK // 4)
-    return normals(key, block, c2, T, BLOCK, PER_THREAD)
+    return draws(key, block, c2, T, BLOCK, PER_THREAD)
 
 
 @triton.jit
@@ -155,13 +163,15 @@ def step_kernel(
     T: tl.constexpr,
     SCALAR_GAMMA: tl.constexpr,
     SCRIPT: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
     SHIFT: tl.constexpr,
     BLOCK: tl.constexpr,
     PER_THREAD: tl.constexpr,
 ):
     """z' = z + gamma / 2 * grad + sqrt(gamma) * noise_scale * xi, within [lo, hi].
 
-    One read of z and grad, one write of z'; xi is made on the way. `out` may be z.
+    One read of z and grad, one write of z'; xi is made on the way. `out` may be z. STOCHASTIC says
+    how z' is rounded to bfloat16.
 
     Source: the paper's Eqs. 4 and 5 (Algorithm 1, lines 3 and 6).
     """
@@ -172,6 +182,9 @@ def step_kernel(
     noise = number(noise_scale, T) * noise_of(key, block, 0, T, BLOCK, PER_THREAD)
     z = moved(z, g, gamma, noise, SCRIPT)
     z = tl.clamp(z, number(lo, T), number(hi, T), propagate_nan=tl.PropagateNan.ALL)
+    if STOCHASTIC:
+        words = noise_of(key, block, ROUNDING_STREAM, tl.uint32, BLOCK, PER_THREAD)
+        z = rounded_stochastically(z, words)
     store(out, begin, n, z, BLOCK)
 
 

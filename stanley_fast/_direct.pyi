@@ -34,6 +34,7 @@ def step(
     noise_scale: float,
     clamp: tuple[float, float] | None,
     update: str,
+    rounding: str,
     first: int,
     total: int | None,
     in_place: bool,

@@ -34,6 +34,9 @@ def normal(
 ) -> NDArray[Any]:
     """The normals of elements [first, first + n) of a state of `total`: (n,)."""
 
+def round_stochastically(x: NDArray[np.float32], words: NDArray[np.uint32]) -> NDArray[np.float32]:
+    """x at one of the two bfloat16 around it, on average x over a word's lower half."""
+
 def stepsize(grad: NDArray[Any], *, threshold: float, step_size: float = 1.0) -> NDArray[Any]:
     """Eq. 4."""
 

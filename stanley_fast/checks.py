@@ -16,6 +16,7 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _NAMES = "float32, float64, float16 or bfloat16"
+UPDATES, ROUNDINGS = ("paper", "script"), ("nearest", "stochastic")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -133,6 +134,21 @@ def clamp(clamp: Any) -> None:
         raise RuntimeError(f"clamp must be (lo, hi) with lo <= hi, got {clamp!r}")
 
 
+def one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise RuntimeError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
+
+
+def rounding(rounding: str, dtype: torch.dtype) -> None:
+    """A stochastically rounded state is a bfloat16 one."""
+    one_of("rounding", rounding, ROUNDINGS)
+    if rounding == "stochastic" and dtype != torch.bfloat16:
+        raise RuntimeError(
+            f"rounding must be 'nearest' for a {dtype} z, got 'stochastic', which needs "
+            "torch.bfloat16"
+        )
+
+
 def normal(
     n: int,
     key_: Tensor,
@@ -165,6 +181,7 @@ def step(
     noise_scale: float,
     clamp_: tuple[float, float] | None,
     update: str,
+    rounding_: str,
     first: int,
     total: int | None,
 ) -> int:
@@ -180,8 +197,8 @@ def step(
         raise RuntimeError(f"noise_scale must be 0 or more and finite, got {noise_scale!r}")
     if clamp_ is not None:
         clamp(clamp_)
-    if update not in ("paper", "script"):
-        raise RuntimeError(f"update must be 'paper' or 'script', got {update!r}")
+    one_of("update", update, UPDATES)
+    rounding(rounding_, z.dtype)
     return part(z.numel(), first, total)
 
 

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from stanley_fast import checks
 
-# What the steps share. No clamp is (-inf, inf); script selects the author's script's update.
+# What the steps share. No clamp is (-inf, inf); script selects the author's script's update,
+# stochastic the rounding of a bfloat16 state.
 _STEP = (
     "Tensor key, SymInt step, {}float noise_scale, float clamp_min, float clamp_max, bool script, "
-    "SymInt first, SymInt? total"
+    "SymInt first, SymInt? total, bool stochastic=False"
 )
 _STANLEY = _STEP.format("float threshold, float step_size, ")
 _LANGEVIN = _STEP.format("")
@@ -78,10 +79,6 @@ for _schema in _DENSITY:
 # Shape inference ---------------------------------------------------------------------------------
 
 
-def _update_name(script: bool) -> str:
-    return "script" if script else "paper"
-
-
 def _check_step(
     z: Tensor,
     grad: Tensor,
@@ -93,9 +90,11 @@ def _check_step(
     script: bool,
     first: int,
     total: int | None,
+    stochastic: bool = False,
 ) -> None:
     clamp = (clamp_min, clamp_max)
-    checks.step(z, grad, key, step, noise_scale, clamp, _update_name(script), first, total)
+    update, rounding = checks.UPDATES[script], checks.ROUNDINGS[stochastic]
+    checks.step(z, grad, key, step, noise_scale, clamp, update, rounding, first, total)
 
 
 def _check_stanley(

@@ -42,6 +42,7 @@ def stanley_step(
     noise_scale: float = 1.0,
     clamp: Clamp = None,
     update: str = "paper",
+    rounding: str = "nearest",
     first: int = 0,
     total: int | None = None,
 ) -> Tensor:
@@ -55,7 +56,7 @@ def stanley_step(
 
     Args:
         z: chain state, any shape and strides; float32, float64, float16 or bfloat16. The last two
-            are computed in float32 and rounded once.
+            are computed in float32 and rounded once, as `rounding` says.
         grad: gradient of the log-density at z; z's shape, dtype and device.
         key: int64 (2,), from `key`; read on the device, not changed.
         step: which transition of the chain; each has its own noise.
@@ -65,6 +66,11 @@ def stanley_step(
         clamp: (lo, hi) bounds for z', in the same pass.
         update: "paper" is Eq. 5; "script" is z + gamma * grad + gamma * noise_scale * xi, as the
             first author's code has it.
+        rounding: of a bfloat16 z'. "stochastic" takes one of the two bfloat16 around it by 16 bits
+            of the key's stream 3, so that z' is the mean, and steps too small to be seen add up.
+            It adds a variance of at most a quarter of their gap squared. Beyond 3.39e38 one of the
+            two is infinity; a bound of clamp that bfloat16 lacks is kept but for this rounding;
+            derivatives are those without it.
         first, total: z holds elements [first, first + z.numel()) of a state of `total` elements
             that several processes share.
 
@@ -85,18 +91,19 @@ def stanley_step(
     if ops is None:
         return reference.stanley_step(
             z, grad, key, step, threshold=threshold, step_size=step_size, noise_scale=noise_scale,
-            clamp=clamp, update=update, first=first, total=total,
+            clamp=clamp, update=update, rounding=rounding, first=first, total=total,
         )  # fmt: skip
     if ops is _compiled and not is_compiling():
         moved = direct.step(
-            z, grad, None, key, step, threshold, step_size, noise_scale, clamp, update, first,
-            total, False,
+            z, grad, None, key, step, threshold, step_size, noise_scale, clamp, update, rounding,
+            first, total, False,
         )  # fmt: skip
         if moved is not None:
             return moved
     return _call(
         ops.stanley_step.default, _any_requires_grad(z, grad), (z, grad, key, step, threshold,
-        step_size, noise_scale, *_bounds(clamp), _is_script(update), first, total),
+        step_size, noise_scale, *_bounds(clamp), _is_script(update), first, total,
+        _is_stochastic(rounding)),
     )  # fmt: skip
 
 
@@ -111,6 +118,7 @@ def stanley_step_(
     noise_scale: float = 1.0,
     clamp: Clamp = None,
     update: str = "paper",
+    rounding: str = "nearest",
     first: int = 0,
     total: int | None = None,
 ) -> Tensor:
@@ -126,18 +134,19 @@ def stanley_step_(
             refuse_grad()
         return z.copy_(reference.stanley_step(
             z, grad, key, step, threshold=threshold, step_size=step_size, noise_scale=noise_scale,
-            clamp=clamp, update=update, first=first, total=total,
+            clamp=clamp, update=update, rounding=rounding, first=first, total=total,
         ))  # fmt: skip
     if ops is _compiled and not is_compiling():
         moved = direct.step(
-            z, grad, None, key, step, threshold, step_size, noise_scale, clamp, update, first,
-            total, True,
+            z, grad, None, key, step, threshold, step_size, noise_scale, clamp, update, rounding,
+            first, total, True,
         )  # fmt: skip
         if moved is not None:
             return moved
     return _call_in_place(
         ops.stanley_step_.default, _any_requires_grad(z, grad), (z, grad, key, step, threshold,
-        step_size, noise_scale, *_bounds(clamp), _is_script(update), first, total),
+        step_size, noise_scale, *_bounds(clamp), _is_script(update), first, total,
+        _is_stochastic(rounding)),
     )  # fmt: skip
 
 
@@ -151,6 +160,7 @@ def langevin_step(
     noise_scale: float = 1.0,
     clamp: Clamp = None,
     update: str = "paper",
+    rounding: str = "nearest",
     first: int = 0,
     total: int | None = None,
 ) -> Tensor:
@@ -165,7 +175,8 @@ def langevin_step(
     Args:
         gamma: the stepsize, positive; a number, or a tensor that broadcasts to z, float64 for a
             float64 z and float32 for all others.
-        z, grad, key, step, noise_scale, clamp, update, first, total: as in `stanley_step`.
+        z, grad, key, step, noise_scale, clamp, update, rounding, first, total: as in
+            `stanley_step`.
 
     Returns:
         z', with z's shape and dtype, strides as torch.empty_like(z).
@@ -184,18 +195,20 @@ def langevin_step(
     if ops is None:
         return reference.langevin_step(
             z, grad, gamma, key, step, noise_scale=noise_scale, clamp=clamp, update=update,
-            first=first, total=total,
+            rounding=rounding, first=first, total=total,
         )  # fmt: skip
     if ops is _compiled and not is_compiling():
         moved = direct.step(
-            z, grad, gamma, key, step, None, None, noise_scale, clamp, update, first, total, False
-        )
+            z, grad, gamma, key, step, None, None, noise_scale, clamp, update, rounding, first,
+            total, False,
+        )  # fmt: skip
         if moved is not None:
             return moved
     gamma = _gamma(gamma, z)
     return _call(
         ops.langevin_step.default, _any_requires_grad(z, grad, gamma), (z, grad, gamma, key, step,
-        noise_scale, *_bounds(clamp), _is_script(update), first, total),
+        noise_scale, *_bounds(clamp), _is_script(update), first, total,
+        _is_stochastic(rounding)),
     )  # fmt: skip
 
 
@@ -209,6 +222,7 @@ def langevin_step_(
     noise_scale: float = 1.0,
     clamp: Clamp = None,
     update: str = "paper",
+    rounding: str = "nearest",
     first: int = 0,
     total: int | None = None,
 ) -> Tensor:
@@ -224,18 +238,20 @@ def langevin_step_(
             refuse_grad()
         return z.copy_(reference.langevin_step(
             z, grad, gamma, key, step, noise_scale=noise_scale, clamp=clamp, update=update,
-            first=first, total=total,
+            rounding=rounding, first=first, total=total,
         ))  # fmt: skip
     if ops is _compiled and not is_compiling():
         moved = direct.step(
-            z, grad, gamma, key, step, None, None, noise_scale, clamp, update, first, total, True
-        )
+            z, grad, gamma, key, step, None, None, noise_scale, clamp, update, rounding, first,
+            total, True,
+        )  # fmt: skip
         if moved is not None:
             return moved
     gamma = _gamma(gamma, z)
     return _call_in_place(
         ops.langevin_step_.default, _any_requires_grad(z, grad, gamma), (z, grad, gamma, key, step,
-        noise_scale, *_bounds(clamp), _is_script(update), first, total),
+        noise_scale, *_bounds(clamp), _is_script(update), first, total,
+        _is_stochastic(rounding)),
     )  # fmt: skip
 
 
@@ -331,9 +347,13 @@ def _bounds(clamp: Clamp) -> tuple[float, float]:
 
 
 def _is_script(update: str) -> bool:
-    if update not in ("paper", "script"):
-        raise RuntimeError(f"update must be 'paper' or 'script', got {update!r}")
+    checks.one_of("update", update, checks.UPDATES)
     return update == "script"
+
+
+def _is_stochastic(rounding: str) -> bool:
+    checks.one_of("rounding", rounding, checks.ROUNDINGS)
+    return rounding == "stochastic"
 
 
 def _any_requires_grad(*tensors: object) -> bool:

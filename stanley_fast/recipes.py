@@ -39,7 +39,7 @@ def langevin(
     Source: Eq. 5 with step_size / 2 = drift and sqrt(step_size) * noise_scale = noise.
 
     >>> langevin(2.0, 0.01)
-    Langevin(step_size=4.0, noise_scale=0.005, grad_clamp=None, clamp=None)
+    Langevin(step_size=4.0, noise_scale=0.005, grad_clamp=None, clamp=None, rounding='nearest')
     """
     settings.positive("drift", drift)
     settings.not_negative("noise", noise)

@@ -59,6 +59,11 @@ def words(n: int, key: Tensor, step: int, stream: int, first: int, total: int) -
     return philox(key, block + (key[1] + ahead), stream)
 
 
+def element_words(n: int, key: Tensor, step: int, stream: int, first: int, total: int) -> Tensor:
+    """The word of each of these elements: (n,)."""
+    return words(n, key, step, stream, first, total).flatten()[first % 4 : first % 4 + n]
+
+
 def box_muller(w: Tensor, dtype: torch.dtype) -> Tensor:
     """Words (..., 4) to normals (..., 4): (w0, w1) give the first two, (w2, w3) the others.
 
@@ -110,15 +115,16 @@ def stanley_step(
     noise_scale: float = 1.0,
     clamp: tuple[float, float] | None = None,
     update: str = "paper",
+    rounding: str = "nearest",
     first: int = 0,
     total: int | None = None,
 ) -> Tensor:
     """See `stanley_fast.stanley_step`: Eq. 4, then Eq. 5."""
     checks.stepsize(grad, threshold, step_size)
-    total = checks.step(z, grad, key, step, noise_scale, clamp, update, first, total)
+    total = checks.step(z, grad, key, step, noise_scale, clamp, update, rounding, first, total)
     grad = grad.to(checks.compute_dtype(z.dtype))  # once, so that its gradient is rounded once
     gamma = stepsize(grad, threshold=threshold, step_size=step_size)
-    return _update(z, grad, gamma, key, step, noise_scale, clamp, update, first, total)
+    return _update(z, grad, gamma, key, step, noise_scale, clamp, update, rounding, first, total)
 
 
 def langevin_step(
@@ -131,14 +137,15 @@ def langevin_step(
     noise_scale: float = 1.0,
     clamp: tuple[float, float] | None = None,
     update: str = "paper",
+    rounding: str = "nearest",
     first: int = 0,
     total: int | None = None,
 ) -> Tensor:
     """See `stanley_fast.langevin_step`: Eq. 5 with the stepsize given."""
     checks.gamma(gamma, z)
-    total = checks.step(z, grad, key, step, noise_scale, clamp, update, first, total)
+    total = checks.step(z, grad, key, step, noise_scale, clamp, update, rounding, first, total)
     gamma = torch.as_tensor(gamma, dtype=checks.compute_dtype(z.dtype), device=z.device)
-    return _update(z, grad, gamma, key, step, noise_scale, clamp, update, first, total)
+    return _update(z, grad, gamma, key, step, noise_scale, clamp, update, rounding, first, total)
 
 
 def _update(
@@ -150,6 +157,7 @@ def _update(
     noise_scale: float,
     clamp: tuple[float, float] | None,
     update: str,
+    rounding: str,
     first: int,
     total: int,
 ) -> Tensor:
@@ -164,8 +172,22 @@ def _update(
         most = torch.finfo(dtype).max  # a bound beyond it bounds nothing
         lo, hi = (b if abs(b) <= most else math.copysign(math.inf, b) for b in clamp)
         moved = moved.clamp(lo, hi)
+    if rounding == "stochastic":
+        w = element_words(z.numel(), key, step, STREAM_ROUNDING, first, total)
+        moved = round_stochastically(moved, w.view(z.shape))
     # The result keeps z's dtype and strides, whatever the arithmetic above made of them.
     return torch.empty_like(z).copy_(moved)
+
+
+def round_stochastically(x: Tensor, word: Tensor) -> Tensor:
+    """float32 x at one of the two bfloat16 around it, on average x; the derivative is x's own.
+
+    bfloat16 is the upper half of the bits. The lower one, over 2^16, is how far x lies in the gap
+    between the two, and as often its sum with a word's lower half carries.
+    """
+    bits = x.detach().view(torch.int32)
+    rounded = ((bits + (word & 0xFFFF).int()) & ~0xFFFF).view(torch.float32)
+    return torch.where(x.isfinite(), rounded - (x.detach() - x), x)  # minus 0 keeps a zero's sign
 
 
 # Metropolis-Hastings and Hamiltonian Monte Carlo --------------------------------------------------
@@ -227,7 +249,7 @@ def accept_(
         z, grad, log_density, z_new, grad_new, log_density_new, log_ratio, key, step, first, total
     )
     n = z.shape[0]
-    w = words(n, key, step, STREAM_ACCEPT, first, total).flatten()[first % 4 : first % 4 + n]
+    w = element_words(n, key, step, STREAM_ACCEPT, first, total)
     u = (w.double() + 0.5) * 2.0**-32
     log_alpha = log_density_new.double() - log_density.double() + log_ratio
     proper = log_density_new.isfinite() & ~log_alpha.isnan()

@@ -11,8 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from stanley_fast import metropolis, metropolis_ops, ops, settings
-from stanley_fast.checks import compute_dtype
+from stanley_fast import checks, metropolis, metropolis_ops, ops, settings
 from stanley_fast.density import Density
 from stanley_fast.transition import Info, Sampler, State
 
@@ -35,6 +34,8 @@ class Stanley:
         update: "paper" is Eq. 5; "script" is z + stepsize * g + stepsize * noise, as his code
             has it.
         clamp: (lo, hi) bounds the state after each transition.
+        rounding: "nearest", or "stochastic" for a bfloat16 state, which small transitions then move
+            as they should on average: see `stanley_step`.
         adjusted: accept or reject each transition (Metropolis-Hastings), so that the chain's law is
             exp(f), whatever the settings above; they decide how often it accepts. It wants
             noise_scale > 0, update="paper", no clamp and a float32 or float64 state; step_size may
@@ -45,7 +46,7 @@ class Stanley:
 
     >>> Stanley(0.1, noise_scale=0.15)
     Stanley(threshold=0.1, step_size=1.0, noise_scale=0.15, stepsize='adaptive', norm='element', \
-update='paper', clamp=None, adjusted=False)
+update='paper', clamp=None, rounding='nearest', adjusted=False)
     """
 
     threshold: float
@@ -56,6 +57,7 @@ update='paper', clamp=None, adjusted=False)
     norm: Literal["element", "channel", "sample"] = "element"
     update: Literal["paper", "script"] = "paper"
     clamp: tuple[float, float] | None = None
+    rounding: Literal["nearest", "stochastic"] = "nearest"
     adjusted: bool = False
 
     tuned: ClassVar[tuple[str, float]] = ("step_size", 0.574)
@@ -65,7 +67,8 @@ update='paper', clamp=None, adjusted=False)
         settings.positive("threshold", self.threshold)
         settings.one_of("stepsize", self.stepsize, ("adaptive", "frozen"))
         settings.one_of("norm", self.norm, ("element", "channel", "sample"))
-        settings.one_of("update", self.update, ("paper", "script"))
+        settings.one_of("update", self.update, checks.UPDATES)
+        settings.one_of("rounding", self.rounding, checks.ROUNDINGS)
         settings.interval("clamp", self.clamp)
         if not self.adjusted:
             settings.positive("step_size", self.step_size)
@@ -77,6 +80,10 @@ update='paper', clamp=None, adjusted=False)
             raise ValueError(f"update must be 'paper' with adjusted=True, got {self.update!r}")
         if self.clamp is not None:
             raise ValueError(f"clamp must be None with adjusted=True, got {self.clamp}")
+        if self.rounding != "nearest":
+            raise ValueError(
+                f"rounding must be 'nearest' with adjusted=True, got {self.rounding!r}"
+            )
 
     @property
     def records(self) -> tuple[str, ...]:
@@ -86,6 +93,7 @@ update='paper', clamp=None, adjusted=False)
     def init(self, z: Tensor, f: Density) -> State:
         if self.norm == "channel" and z.dim() < 2:
             raise ValueError(f"norm='channel' needs a state (B, C, ...), got shape {list(z.shape)}")
+        checks.rounding(self.rounding, z.dtype)
         state = metropolis.start(z, f) if self.adjusted else State(f.start(z))
         if self.stepsize == "adaptive":
             return state
@@ -162,6 +170,7 @@ update='paper', clamp=None, adjusted=False)
                 noise_scale=self.noise_scale,
                 clamp=self.clamp,
                 update=self.update,
+                rounding=self.rounding,
                 first=first,
                 total=total,
             )
@@ -175,6 +184,7 @@ update='paper', clamp=None, adjusted=False)
             noise_scale=self.noise_scale,
             clamp=self.clamp,
             update=self.update,
+            rounding=self.rounding,
             first=first,
             total=total,
         )
@@ -194,7 +204,7 @@ update='paper', clamp=None, adjusted=False)
 
     def _gamma(self, grad: Tensor) -> Tensor:
         """Eq. 4: shape of grad, or with size 1 in the dims the norm is taken over."""
-        size, dtype = grad, compute_dtype(grad.dtype)
+        size, dtype = grad, checks.compute_dtype(grad.dtype)
         if self.norm == "channel":
             size = torch.linalg.vector_norm(grad, dim=1, keepdim=True, dtype=dtype)
         elif self.norm == "sample" and grad.dim() > 1:
@@ -216,12 +226,13 @@ class Langevin:
         noise_scale: multiplies the Brownian term, >= 0; 0 is ascent without noise.
         grad_clamp: c > 0 clamps every element of the gradient to [-c, c] first.
         clamp: (lo, hi) bounds the state after each transition.
+        rounding: as in `Stanley`.
 
     Raises:
         ValueError: a setting out of its range.
 
     >>> Langevin(0.14, noise_scale=0.15)
-    Langevin(step_size=0.14, noise_scale=0.15, grad_clamp=None, clamp=None)
+    Langevin(step_size=0.14, noise_scale=0.15, grad_clamp=None, clamp=None, rounding='nearest')
     """
 
     step_size: float
@@ -229,6 +240,7 @@ class Langevin:
     _: KW_ONLY
     grad_clamp: float | None = None
     clamp: tuple[float, float] | None = None
+    rounding: Literal["nearest", "stochastic"] = "nearest"
 
     records: ClassVar[tuple[str, ...]] = (
         "grad_abs",
@@ -243,10 +255,12 @@ class Langevin:
         if self.grad_clamp is not None:
             settings.positive("grad_clamp", self.grad_clamp)
         settings.interval("clamp", self.clamp)
+        settings.one_of("rounding", self.rounding, checks.ROUNDINGS)
 
     def init(self, z: Tensor, f: Density) -> State:
+        checks.rounding(self.rounding, z.dtype)
         # A tensor, made once a chain: a number would be made into one at every transition.
-        gamma = torch.full((), self.step_size, dtype=compute_dtype(z.dtype), device=z.device)
+        gamma = torch.full((), self.step_size, dtype=checks.compute_dtype(z.dtype), device=z.device)
         return State(f.start(z), gamma=gamma)
 
     def step(
@@ -274,6 +288,7 @@ class Langevin:
             k,
             noise_scale=self.noise_scale,
             clamp=self.clamp,
+            rounding=self.rounding,
             first=first,
             total=total,
         )
@@ -296,13 +311,13 @@ class GradientAscent(Langevin):
 
     Args:
         step_size: > 0.
-        grad_clamp, clamp: as in `Langevin`.
+        grad_clamp, clamp, rounding: as in `Langevin`.
 
     Raises:
         ValueError: a setting out of its range.
 
     >>> GradientAscent(0.14)
-    GradientAscent(step_size=0.14, grad_clamp=None, clamp=None)
+    GradientAscent(step_size=0.14, grad_clamp=None, clamp=None, rounding='nearest')
     """
 
     noise_scale: float = field(default=0.0, init=False, repr=False)

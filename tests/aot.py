@@ -58,6 +58,7 @@ def rows(x: Tensor) -> Tensor:
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "stanley_step": lambda z, gamma: launch.stanley_step(z, z, KEY, 0, 1.0, 1.0, *PAPER),
     "script_step": lambda z, gamma: launch.stanley_step(z, z, KEY, 0, 1.0, 1.0, *SCRIPT),
+    "rounded_step": lambda z, gamma: launch.stanley_step(z, z, KEY, 0, 1.0, 1.0, *PAPER, True),
     "langevin_step": lambda z, gamma: launch.langevin_step(z, z, gamma[:1], KEY, 0, *PAPER),
     "frozen_step": lambda z, gamma: launch.langevin_step(z, z, gamma, KEY, 0, *PAPER),
     "stanley_backward": lambda z, gamma: launch.stanley_step_backward(

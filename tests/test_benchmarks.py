@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -193,6 +194,19 @@ def test_a_wrong_kernel_fails(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     case = correctness.Case((1025,))
     with pytest.raises(AssertionError):
         correctness.check_step("stanley_step", case, torch.float32, "cpu")
+
+
+def test_a_wrong_rounding_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = sf.langevin_step
+
+    def nearest(*args: Any, **rest: Any) -> torch.Tensor:
+        return right(*args, **rest | {"rounding": "nearest"})
+
+    case = correctness.rounding((1025,), "cpu")["1025 from 0"]
+    assert case() == 0
+    monkeypatch.setattr(sf, "langevin_step", nearest)
+    with pytest.raises(AssertionError, match="elements differ"):
+        case()
 
 
 def dry_run(folder: Path, *options: str) -> dict[str, object]:

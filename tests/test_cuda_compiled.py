@@ -70,12 +70,14 @@ def kernels(architecture: str) -> list[Kernel]:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_is_there(architecture: str) -> None:
-    """3 kinds of stepsize by 2 updates, forward and backward; the noise; the stepsize."""
+    """3 kinds of stepsize by 2 updates, forward and backward, bfloat16's by 2 roundings forward;
+    the noise; the stepsize."""
     count = Counter((k.operation, k.dtype, k.vector) for k in kernels(architecture))
     for dtype in DTYPES.values():
         for vector in (True, False):
             found = [count[op, dtype, vector] for op in ("step", "backward", "normal", "stepsize")]
-            assert found == [6, 6, 1, 1], f"{dtype}, vector {vector}"
+            forward = 12 if dtype == "bfloat16" else 6
+            assert found == [forward, 6, 1, 1], f"{dtype}, vector {vector}"
             wide = dtype in ("float32", "float64")
             found = [count[op, dtype, vector] for op in ("log_ratio", "accept", "leapfrog")]
             assert found == ([3, 1, 1] if wide else [0, 0, 0]), f"{dtype}, vector {vector}"
@@ -120,11 +122,13 @@ def test_memory_is_moved_128_bits_at_a_time(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_step_stays_within_its_instructions(architecture: str) -> None:
-    """At 90 % of an H200's copy bandwidth there is time for some 90 instructions per element.
+    """At 90 % of an H200's copy bandwidth there is time for some 90 instructions per element of
+    float32. Stochastic rounding may take a second Philox block for every 4 more.
 
     Counted with the code for the state's last elements, of which most threads execute nothing.
     """
     steps = [k for k in kernels(architecture) if k.operation == "step" and k.vector]
     for kernel in steps:
         if kernel.dtype != "float64":
-            assert kernel.code.total() / 8 <= 95, f"{kernel}: {kernel.code.total()}"
+            most = 95 + 25 * kernel.form.endswith("Lb1E")
+            assert kernel.code.total() / 8 <= most, f"{kernel}: {kernel.code.total()}"

@@ -192,7 +192,7 @@ print("as before")
 
 # The public interface ----------------------------------------------------------------------------
 
-STEP = "noise_scale=1.0, clamp=None, update='paper', first=0, total=None"
+STEP = "noise_scale=1.0, clamp=None, update='paper', rounding='nearest', first=0, total=None"
 SIGNATURES = {
     "key": "seed=None, device=None",
     "split": "key, n",
@@ -207,9 +207,9 @@ SIGNATURES = {
     "backprop_steps=0, compile=False, graph='auto', fused='auto', first=0, total=None",
     "warm_up": "f, z0, sampler, steps, *, key=None, target=None",
     "Stanley": "threshold, step_size=1.0, noise_scale=1.0, *, stepsize='adaptive', norm='element', "
-    "update='paper', clamp=None, adjusted=False",
-    "Langevin": "step_size, noise_scale=1.0, *, grad_clamp=None, clamp=None",
-    "GradientAscent": "step_size, *, grad_clamp=None, clamp=None",
+    "update='paper', clamp=None, rounding='nearest', adjusted=False",
+    "Langevin": "step_size, noise_scale=1.0, *, grad_clamp=None, clamp=None, rounding='nearest'",
+    "GradientAscent": "step_size, *, grad_clamp=None, clamp=None, rounding='nearest'",
     "MALA": "step_size",
     "MetropolisHastings": "scale",
     "HMC": "step_size, leapfrog_steps, *, mass=None",

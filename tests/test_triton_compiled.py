@@ -24,7 +24,8 @@ THREADS = 128
 
 class Bounds(NamedTuple):
     """Tensors of the state's dtype and of the arithmetic's that a program reads and writes once,
-    and the most float32 instructions for a thread's 8 elements, the tail's masked path included."""
+    and the most instructions for a thread's 8 elements of float32, or of bfloat16 where they are
+    rounded stochastically; the tail's masked path included."""
 
     reads: int
     writes: int
@@ -37,6 +38,7 @@ class Bounds(NamedTuple):
 OPERATIONS = {
     "stanley_step": Bounds(2, 1, 0, 0, 660),
     "script_step": Bounds(2, 1, 0, 0, 650),
+    "rounded_step": Bounds(2, 1, 0, 0, 850),
     "langevin_step": Bounds(2, 1, 0, 0, 530),
     "frozen_step": Bounds(2, 1, 1, 0, 570),
     "stanley_backward": Bounds(2, 1, 0, 0, 740),
@@ -54,11 +56,16 @@ METROPOLIS = {
     "accept": (1, 1),
     "leapfrog": (3, 2),
 }
-ALL = [(operation, dtype) for operation in OPERATIONS for dtype in SIZE]
+ALL = [
+    (operation, dtype)
+    for operation in OPERATIONS
+    for dtype in (SIZE if operation != "rounded_step" else ["bfloat16"])
+]
 SOME = [
     ("stanley_step", "float32"),
     ("stanley_step", "float64"),
     ("stanley_step", "bfloat16"),
+    ("rounded_step", "bfloat16"),
     ("frozen_step", "float16"),
     ("clamped_stanley_backward", "float32"),
     ("clamped_langevin_backward", "bfloat16"),
@@ -132,7 +139,7 @@ def test_machine_code(machine_code: Any, operation: str, dtype: str, arch: int) 
     assert count(found, "LDG.E.128") == reads * elements // 16
     assert count(found, "STG.E.128") == writes * elements // 16
     assert found["reg"] <= 80  # at least 24 warps on a multiprocessor
-    if dtype == "float32":
+    if dtype == "float32" or operation == "rounded_step":
         assert sum(found["code"].values()) <= bounds.instructions
     if dtype != "float64" and wide * bounds.wide_writes <= narrow:
         # A thread makes the noise of what it reads and writes. In float64 it reads two elements at

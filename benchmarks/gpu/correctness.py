@@ -41,6 +41,8 @@ def run(rows: Rows, backend: str, device: str, dtype: torch.dtype) -> None:
     rows.check("NaN and infinity", not_finite(dtype, device), **label)
     for op in ("stanley_step", "langevin_step"):
         rows.check(f"{op} gradients", gradients(op, sizes, dtype, device), **label)
+    if dtype == torch.bfloat16:
+        rows.check("stochastic rounding", rounding(sizes, device), **label)
     rows.check("stepsize", stepsizes(sizes, dtype, device), **label)
     rows.check("normal values", normals(sizes, dtype, device), **label)
     rows.check("normal layouts", normal_layouts(backend, dtype, device), **label)
@@ -150,6 +152,34 @@ def not_finite(dtype: torch.dtype, device: str) -> Cases:
         return data.excess(ours(sf.key(5, device), 0, **rest), want, bound)
 
     return {f"{op} {update}": partial(case, op, update) for op in OPS for update in UPDATES}
+
+
+def rounding(sizes: tuple[int, ...], device: str) -> Cases:
+    """Where z' is any float32, 0 + x (1 + 0), to the bit; whole steps to a neighbour."""
+    stochastic: dict[str, Any] = {"rounding": "stochastic"}
+
+    def alone(n: int, first: int) -> float:
+        bits = torch.randint(2**31, (n,), generator=torch.Generator().manual_seed(n))
+        x = bits.int().view(torch.float32)
+        x[~x.isfinite()] = 1.1
+        zero, where = torch.zeros(n, dtype=torch.bfloat16), {"first": first, "total": first + n}
+        rest: dict[str, Any] = {"noise_scale": 0.0, "update": "script", **where, **stochastic}
+        want = sf.reference.langevin_step(zero, zero + 1, x, sf.key(9), 4, **rest)
+        args = (x.to(device) for x in (zero, zero + 1, x, sf.key(9)))
+        return data.equal(sf.langevin_step(*args, 4, **rest), want)
+
+    def whole(op: str, n: int) -> float:
+        z, grad = data.random((n,), torch.bfloat16), data.gradient((n,), torch.bfloat16)
+        args = (z, grad, sf.key(9))
+        if op.startswith("langevin"):
+            args = (z, grad, draw_gamma(Case((n,), gamma=(n,)), z.dtype), sf.key(9))
+        scale: dict[str, Any] = HYPER if op.startswith("stanley") else {}
+        want = getattr(sf.reference, op.rstrip("_"))(*args, 4, **scale, **stochastic)
+        got = getattr(sf, op)(*(x.to(device) for x in args), 4, **scale, **stochastic)
+        return data.excess(got, want, 2 * data.rounding(want.float(), torch.bfloat16))
+
+    cases = {f"{n} from {i}": partial(alone, n, i) for i, n in enumerate(sizes)}
+    return cases | {f"{op} {n}": partial(whole, op, n) for op in OPS for n in sizes}
 
 
 # Gradients ---------------------------------------------------------------------------------------

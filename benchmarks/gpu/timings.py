@@ -44,6 +44,8 @@ def run(rows: Rows, device: str) -> None:
     names = [name for name in names if available(name, device) is None]
     for dtype in DTYPES:
         some = [n for n in names if n not in ("tuned", "inductor") or dtype == torch.float32]
+        if dtype == torch.bfloat16:
+            some += [rounded for n in names if (rounded := f"{n}, stochastic") in PROVIDERS]
         for size in SIZES if device == "cuda" else DRY_SIZES:
             guarded(rows, f"{data.name(dtype)} {size}", steps, rows, some, size, dtype, device)
     guarded(rows, "latency", latency, rows, names, device)

@@ -2,6 +2,8 @@
 // it; the loops are plain C++ that the compiler vectorises.
 #include "kernels.h"
 
+#include <type_traits>
+
 #include "noise.h"
 
 namespace stanley::cpu {
@@ -12,6 +14,7 @@ template <class T>
 struct Scratch {
   Draw draw;
   alignas(64) T noise[4 * kBlocks];
+  alignas(64) uint16_t halves[4 * kBlocks];
 
   explicit Scratch(T noise_scale) {
     if (noise_scale == T(0)) std::memset(noise, 0, sizeof noise);
@@ -22,6 +25,20 @@ struct Scratch {
     if (a.noise_scale == T(0)) return noise;
     return normals(a.noise, a.noise.first + begin, n, draw, noise);
   }
+
+  // The lower halves of the words that round these elements.
+  template <class S>
+  const uint16_t* rounding(const StepArgs<S>& a, int64_t begin, int64_t n) {
+    Noise rounding = a.noise;
+    rounding.stream = kRoundingStream;
+    const int64_t element = rounding.first + begin;
+    const int64_t pairs = 2 * draw_words(rounding, element, n, draw);
+    for (int64_t i = 0; i < pairs; ++i) {
+      halves[2 * i] = static_cast<uint16_t>(draw.radius[i]);
+      halves[2 * i + 1] = static_cast<uint16_t>(draw.angle[i]);
+    }
+    return halves + (element & 3);
+  }
 };
 
 // `scalar` is that of *a.gamma, read once, where there is one stepsize for all.
@@ -31,7 +48,7 @@ inline Rate<T> rate_at(const StepArgs<S>& a, Rate<T> scalar, T grad, int64_t i) 
   return kind == Gamma::kScalar ? scalar : given_rate(a.gamma[i]);
 }
 
-template <Gamma kind, Update update, class S>
+template <Gamma kind, Update update, bool stochastic, class S>
 void step_loop(const StepArgs<S>& args, int64_t begin, int64_t end) {
   using T = Compute<S>;
   Scratch<T> scratch(args.noise_scale);
@@ -40,6 +57,7 @@ void step_loop(const StepArgs<S>& args, int64_t begin, int64_t end) {
   for (int64_t at = begin; at < end; at += kChunk) {
     const int64_t n = end - at < kChunk ? end - at : kChunk;
     const T* xi = scratch.fill(a, at, n);
+    const uint16_t* words = stochastic ? scratch.rounding(a, at, n) : nullptr;
     const S *z = a.z + at, *grad = a.grad + at;
     S* out = a.out + at;
 #pragma GCC ivdep
@@ -47,7 +65,8 @@ void step_loop(const StepArgs<S>& args, int64_t begin, int64_t end) {
       const T g = widen(grad[i]);
       const Rate<T> rate = rate_at<kind>(a, scalar, g, at + i);
       const T moved = move<kind, update>(widen(z[i]), g, rate, a.noise_scale * xi[i]);
-      narrow(bound(moved, a.lo, a.hi), out + i);
+      const T kept = bound(moved, a.lo, a.hi);
+      narrow(stochastic ? rounded_stochastically(kept, words[i]) : kept, out + i);
     }
   }
 }
@@ -84,13 +103,20 @@ void backward_loop(const StepArgs<S>& args, int64_t begin, int64_t end) {
   }
 }
 
-template <class S, Gamma kind>
-void step_of(const StepArgs<S>& a, int64_t begin, int64_t end) {
-  a.script ? step_loop<kind, Update::kScript>(a, begin, end)
-           : step_loop<kind, Update::kPaper>(a, begin, end);
+template <Gamma kind, bool stochastic, class S>
+void step_by(const StepArgs<S>& a, int64_t begin, int64_t end) {
+  a.script ? step_loop<kind, Update::kScript, stochastic>(a, begin, end)
+           : step_loop<kind, Update::kPaper, stochastic>(a, begin, end);
 }
 
-template <class S, Gamma kind>
+template <Gamma kind, class S>
+void step_of(const StepArgs<S>& a, int64_t begin, int64_t end) {
+  if constexpr (std::is_same_v<S, BFloat16>)
+    if (a.stochastic) return step_by<kind, true>(a, begin, end);
+  step_by<kind, false>(a, begin, end);
+}
+
+template <Gamma kind, class S>
 void backward_of(const StepArgs<S>& a, int64_t begin, int64_t end) {
   a.script ? backward_loop<kind, Update::kScript>(a, begin, end)
            : backward_loop<kind, Update::kPaper>(a, begin, end);
@@ -99,18 +125,18 @@ void backward_of(const StepArgs<S>& a, int64_t begin, int64_t end) {
 template <class S>
 void step(const StepArgs<S>& a, int64_t begin, int64_t end) {
   switch (a.kind) {
-    case Gamma::kAdaptive: return step_of<S, Gamma::kAdaptive>(a, begin, end);
-    case Gamma::kScalar: return step_of<S, Gamma::kScalar>(a, begin, end);
-    case Gamma::kTensor: return step_of<S, Gamma::kTensor>(a, begin, end);
+    case Gamma::kAdaptive: return step_of<Gamma::kAdaptive>(a, begin, end);
+    case Gamma::kScalar: return step_of<Gamma::kScalar>(a, begin, end);
+    case Gamma::kTensor: return step_of<Gamma::kTensor>(a, begin, end);
   }
 }
 
 template <class S>
 void step_backward(const StepArgs<S>& a, int64_t begin, int64_t end) {
   switch (a.kind) {
-    case Gamma::kAdaptive: return backward_of<S, Gamma::kAdaptive>(a, begin, end);
-    case Gamma::kScalar: return backward_of<S, Gamma::kScalar>(a, begin, end);
-    case Gamma::kTensor: return backward_of<S, Gamma::kTensor>(a, begin, end);
+    case Gamma::kAdaptive: return backward_of<Gamma::kAdaptive>(a, begin, end);
+    case Gamma::kScalar: return backward_of<Gamma::kScalar>(a, begin, end);
+    case Gamma::kTensor: return backward_of<Gamma::kTensor>(a, begin, end);
   }
 }
 

@@ -169,9 +169,9 @@ void normals_of(const Draw& draw, int64_t pairs, double* out) {
   for (int64_t i = 0; i < pairs; ++i) box_muller(draw.radius[i], draw.angle[i], out + 2 * i);
 }
 
-// Normals of the global elements [element, element + n), n <= kChunk; returns where they begin.
-template <class T>
-const T* normals(const Noise& noise, int64_t element, int64_t n, Draw& draw, T* buffer) {
+// Draws the words of the blocks that hold the global elements [element, element + n), n <= kChunk;
+// returns how many blocks.
+inline int64_t draw_words(const Noise& noise, int64_t element, int64_t n, Draw& draw) {
   const int64_t lane = element & 3, blocks = (lane + n + 3) / 4;
   const uint64_t block = noise.block + static_cast<uint64_t>(element >> 2);
   const uint64_t low_left = (uint64_t{1} << 32) - static_cast<uint32_t>(block);
@@ -179,8 +179,14 @@ const T* normals(const Noise& noise, int64_t element, int64_t n, Draw& draw, T* 
   fill_words(noise, block, head, draw.radius, draw.angle);
   if (head < blocks)  // the low counter word wraps here
     fill_words(noise, block + head, blocks - head, draw.radius + 2 * head, draw.angle + 2 * head);
-  normals_of(draw, 2 * blocks, buffer);
-  return buffer + lane;
+  return blocks;
+}
+
+// Normals of these elements; returns where they begin.
+template <class T>
+const T* normals(const Noise& noise, int64_t element, int64_t n, Draw& draw, T* buffer) {
+  normals_of(draw, 2 * draw_words(noise, element, n, draw), buffer);
+  return buffer + (element & 3);
 }
 
 }  // namespace

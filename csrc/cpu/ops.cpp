@@ -40,7 +40,7 @@ template <class S>
 bool direct_step(const DirectStep& s) {
   using T = Compute<S>;
   constexpr ScalarType type = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
-  if (s.n > kGrain) return false;
+  if (s.n > kGrain || (s.stochastic && !std::is_same_v<S, BFloat16>)) return false;
   if (s.gamma_number) {
     checks::positive("gamma", *s.gamma_number, type);
   } else if (!s.gamma) {

@@ -68,15 +68,30 @@ struct Seed {
     block = offset + noise.ahead + static_cast<uint64_t>(noise.first >> 2);
   }
 
+  // The words of elements j to j + 3 of a group of kSize.
+  template <int kSize>
+  __device__ Words4 words(uint32_t group, int j, uint32_t stream) const {
+    const uint64_t at = block + group * uint64_t{kSize / 4} + j / 4;
+    return philox(static_cast<uint32_t>(at), static_cast<uint32_t>(at >> 32), stream, 0, k0, k1);
+  }
+
   template <class T, int kSize>
   __device__ void normals(uint32_t group, T (&xi)[kSize]) const {
 #pragma unroll
     for (int j = 0; j < kSize; j += 4) {
-      const uint64_t at = block + group * uint64_t{kSize / 4} + j / 4;
-      const Words4 words =
-          philox(static_cast<uint32_t>(at), static_cast<uint32_t>(at >> 32), stream, 0, k0, k1);
-      box_muller(words.w[0], words.w[1], xi + j);
-      box_muller(words.w[2], words.w[3], xi + j + 2);
+      const Words4 four = words<kSize>(group, j, stream);
+      box_muller(four.w[0], four.w[1], xi + j);
+      box_muller(four.w[2], four.w[3], xi + j + 2);
+    }
+  }
+
+  template <int kSize>
+  __device__ void round(uint32_t group, float (&x)[kSize]) const {
+#pragma unroll
+    for (int j = 0; j < kSize; j += 4) {
+      const Words4 four = words<kSize>(group, j, kRoundingStream);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) x[j + i] = rounded_stochastically(x[j + i], four.w[i]);
     }
   }
 };
@@ -104,7 +119,7 @@ struct Part {
 };
 
 // z' = z + gamma/2 g + sqrt(gamma) noise_scale xi (the paper's Eq. 5), gamma by Eq. 4 or given.
-template <class S, bool kVector, Gamma kind, Update update>
+template <class S, bool kVector, Gamma kind, Update update, bool stochastic>
 __global__ void __launch_bounds__(kThreads)
     step_kernel(const StepArgs<S> a, const Part<S, kVector> part) {
   using T = Compute<S>;
@@ -121,15 +136,17 @@ __global__ void __launch_bounds__(kThreads)
   const Rate<T> scalar = given_rate(kind == Gamma::kScalar ? *a.gamma : T(0));
 #pragma unroll
   for (int t = 0; t < kTimes; ++t) {
-    T xi[kSize] = {};
+    T xi[kSize] = {}, moved[kSize];
     if (a.noise_scale != T(0)) seed.normals(part.index(t), xi);
 #pragma unroll
     for (int j = 0; j < kSize; ++j) {
       const T g = widen(grad[t].v[j]), noise = a.noise_scale * xi[j];
       const Rate<T> rate = rate_at<kind>(a, scalar, g, gamma[t].v[j]);
-      const T moved = move<kind, update>(widen(z[t].v[j]), g, rate, noise);
-      narrow(bound(moved, a.lo, a.hi), &z[t].v[j]);
+      moved[j] = bound(move<kind, update>(widen(z[t].v[j]), g, rate, noise), a.lo, a.hi);
     }
+    if constexpr (stochastic) seed.round(part.index(t), moved);
+#pragma unroll
+    for (int j = 0; j < kSize; ++j) narrow(moved[j], &z[t].v[j]);
     part.group(t).store(a.out, z[t]);
   }
 }
@@ -279,8 +296,10 @@ const char* step(const StepArgs<S>& a, int64_t n, Where where) {
   const auto stream = static_cast<cudaStream_t>(where.stream);
   return in_parts<S>(n, a.noise.first, vector, where, [&](unsigned grid, auto part, int64_t from) {
     with_form(a, [&](auto kind, auto update) {
-      step_kernel<S, part.kVector, kind(), update()>
-          <<<grid, kThreads, 0, stream>>>(ahead(a, from), part);
+      auto* kernel = step_kernel<S, part.kVector, kind(), update(), false>;
+      if constexpr (std::is_same_v<S, BFloat16>)
+        if (a.stochastic) kernel = step_kernel<S, part.kVector, kind(), update(), true>;
+      kernel<<<grid, kThreads, 0, stream>>>(ahead(a, from), part);
     });
   });
 }

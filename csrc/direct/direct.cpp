@@ -145,10 +145,11 @@ bool read_clamp(PyObject* clamp, double& lo, double& hi) {
          read(PyTuple_GET_ITEM(clamp, 0), lo) && read(PyTuple_GET_ITEM(clamp, 1), hi);
 }
 
-bool read_update(PyObject* update, bool& script) {
-  if (!PyUnicode_CheckExact(update)) return false;
-  script = PyUnicode_CompareWithASCIIString(update, "script") == 0;
-  return script || PyUnicode_CompareWithASCIIString(update, "paper") == 0;
+// Whether it is the second of two words; false if it is neither.
+bool read_choice(PyObject* word, const char* first, const char* second, bool& is_second) {
+  if (!PyUnicode_CheckExact(word)) return false;
+  is_second = PyUnicode_CompareWithASCIIString(word, second) == 0;
+  return is_second || PyUnicode_CompareWithASCIIString(word, first) == 0;
 }
 
 // The step ----------------------------------------------------------------------------------------
@@ -164,6 +165,7 @@ enum Argument {
   kNoiseScale,
   kClamp,
   kUpdate,
+  kRounding,
   kFirst,
   kTotal,
   kInPlace,
@@ -215,7 +217,9 @@ bool read_step(PyObject* const* args, Memory& z, DirectStep& s) {
   s.grad = grad.data;
   return read_stepsize(args, z, in_place, s) && read_key(args[kKey], s) &&
          read(args[kStep], s.step) && read(args[kNoiseScale], s.noise_scale) &&
-         read_clamp(args[kClamp], s.lo, s.hi) && read_update(args[kUpdate], s.script) &&
+         read_clamp(args[kClamp], s.lo, s.hi) &&
+         read_choice(args[kUpdate], "paper", "script", s.script) &&
+         read_choice(args[kRounding], "nearest", "stochastic", s.stochastic) &&
          read(args[kFirst], s.first) && read(args[kTotal], s.total) && !wants_gradient(args);
 }
 

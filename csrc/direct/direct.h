@@ -27,6 +27,7 @@ struct DirectStep {
   bool script;
   int64_t first;
   std::optional<int64_t> total;
+  bool stochastic;
 };
 
 // stanley_fast_direct_step of the library. False, with nothing written: the operation says why.

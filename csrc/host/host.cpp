@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "../half.h"
 #include "../step.h"
 
 namespace py = pybind11;
@@ -149,6 +150,18 @@ py::array normal(int64_t n, const py::int_& seed, const py::int_& offset, const 
   });
 }
 
+py::array round(const py::array& x, const py::array& words) {
+  if (!is<float>(x)) fail("x must be float32, got ", describe(x));
+  if (!is<uint32_t>(words) || !words.attr("shape").equal(x.attr("shape")))
+    fail("words must be uint32 and have x's shape, ", describe(x), ", got ", describe(words));
+  const auto from = Array<float>::ensure(x);
+  const auto w = Array<uint32_t>::ensure(words);
+  Array<float> out = empty_like<float>(x);
+  for (py::ssize_t i = 0; i < x.size(); ++i)
+    out.mutable_data()[i] = rounded_stochastically(from.data()[i], w.data()[i]);
+  return out;
+}
+
 // Equations 4 and 5 -------------------------------------------------------------------------------
 
 py::array stepsizes(const py::array& grad, double threshold, double step_size) {
@@ -280,6 +293,8 @@ PYBIND11_MODULE(_host, m) {
   m.def("normal", &normal, "The normals of a state's elements [first, first + n).", "n"_a, "seed"_a,
         "offset"_a = 0, "step"_a = 0, py::kw_only(), "stream"_a = 0, "first"_a = 0,
         "total"_a = py::none(), "dtype"_a = "float32");
+  m.def("round_stochastically", &round, "To bfloat16, by the lower half of a word each.", "x"_a,
+        "words"_a);
   m.def("stepsize", &stepsizes, "Eq. 4.", "grad"_a, py::kw_only(), "threshold"_a,
         "step_size"_a = 1.0);
   define_step(m, "step", &step, "Eq. 5 with gamma, or with Eq. 4's.", "z"_a, "grad"_a, "gamma"_a);
