@@ -29,6 +29,7 @@ DataName = Literal["cifar10", "flowers102", "celeba", "digits", "fashion-mnist",
 NetworkName = Literal["conv", "strided", "mlp"]
 StartName = Literal["noise", "persistent", "data"]
 FeaturesName = Literal["inception", "classifier", "none"]
+SamplesFrom = Literal["noise", "buffer"]
 
 DATA: tuple[DataName, ...] = (
     "cifar10", "flowers102", "celeba", "digits", "fashion-mnist", "mnist", "folder",
@@ -70,7 +71,9 @@ class ImageConfig(RunConfig):
         max_gap, rollbacks, checkpoint_every: as in `Trainer`.
         features: what FID and KID see images by: "inception"; "classifier", a small net trained on
             the data's labels; or "none" for no such figures.
-        samples: images generated at an evaluation. sample_steps: evaluations of f per chain then.
+        samples: images at an evaluation.
+        samples_from: "noise", new chains that `sample_steps` evaluations of f take there; or
+            "buffer", persistent chains as training has left them, which cost nothing.
 
     Raises SettingsError: a setting out of its range.
     """
@@ -102,6 +105,7 @@ class ImageConfig(RunConfig):
     checkpoint_every: int = 100
     features: FeaturesName = "inception"
     samples: int = 2_000
+    samples_from: SamplesFrom = "noise"
     sample_steps: int = 100
 
     def _check(self) -> None:
@@ -114,6 +118,7 @@ class ImageConfig(RunConfig):
             ("network", ("conv", "strided", "mlp")),
             ("start", ("noise", "persistent", "data")),
             ("features", ("inception", "classifier", "none")),
+            ("samples_from", ("noise", "buffer")),
         ):
             settings.one_of(name, getattr(self, name), choices)
         if (self.layers is None) != (self.network == "strided"):
@@ -136,6 +141,12 @@ class ImageConfig(RunConfig):
             raise ValueError(
                 f"buffer_size must be at least the batch's {self.batch_size}, got "
                 f"{self.buffer_size}"
+            )
+        if self.samples_from == "buffer" and self.start != "persistent":
+            raise ValueError(f"samples_from must be noise for the start {self.start}, got buffer")
+        if self.samples_from == "buffer" and self.samples > self.buffer_size:
+            raise ValueError(
+                f"samples must be at most the buffer's {self.buffer_size}, got {self.samples}"
             )
         for name in ("fresh_share", "beta1", "decay"):
             if not 0 <= getattr(self, name) <= 1:

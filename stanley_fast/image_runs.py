@@ -19,14 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stanley_fast import checkpoint, fid, keys, pictures, plots, run_folder
+from stanley_fast import checkpoint, fid, keys, ops, pictures, plots, run_folder
 from stanley_fast.chain import Chain, sample
 from stanley_fast.checkpoint import CheckpointError
 from stanley_fast.classifier import Classifier
 from stanley_fast.data import Images, to_pixels, to_unit
 from stanley_fast.image_experiments import UNIFORM, ImageConfig, Splits, load_splits
 from stanley_fast.image_quality import ImageQuality
+from stanley_fast.reference import STREAM_STARTS
 from stanley_fast.schedules import warm_up_and_decay
+from stanley_fast.starts import ReplayBuffer, Start
 from stanley_fast.terminal import counting_bar
 from stanley_fast.trainer import Trainer
 
@@ -154,7 +156,10 @@ class Evaluation:
         f, config = trainer.model, self.config
         key = run_folder.key_for(config.seed, "evaluation").to(self.device)
         shape = self.splits.train.shape
-        z = generate(f, config, config.samples, shape, key, progress=self.progress)
+        if config.samples_from == "buffer":
+            z = persistent_chains(trainer.start, config.samples, shape, key)
+        else:
+            z = generate(f, config, config.samples, shape, key, progress=self.progress)
         pixels = Images(to_pixels(z).cpu(), None, "samples", f"iteration {trainer.iteration}")
         energies = self._energies(f, z)
         figures = {f"f_{name}": float(-e.mean()) for name, e in energies.items()}
@@ -221,6 +226,18 @@ def feature_net(
     if config.features == "classifier":
         return Classifier(train)
     return fid.Inception(weights, device)
+
+
+def persistent_chains(start: Start, n: int, shape: tuple[int, ...], key: Tensor) -> Tensor:
+    """n of a replay buffer's chains (n, C, H, W), drawn by key without replacement.
+
+    Before training has begun they are where its chains will start.
+    """
+    assert isinstance(start, ReplayBuffer)
+    if start.chains is None:
+        return start.fresh.start(n, key, torch.empty(0, *shape, device=key.device))
+    order = ops.normal((len(start.chains),), key, stream=STREAM_STARTS).argsort()
+    return start.chains[order[:n]]
 
 
 def generate(

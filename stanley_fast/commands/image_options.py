@@ -12,6 +12,7 @@ from stanley_fast.image_experiments import (
     FeaturesName,
     ImageConfig,
     NetworkName,
+    SamplesFrom,
     StartName,
 )
 from stanley_fast.image_presets import PresetName, preset
@@ -79,8 +80,10 @@ class EvaluationOptions:
     labels; or none, which leaves the figures out."""
     samples: Annotated[int | None, unset("the preset's")] = None
     """Images generated at every evaluation, and as many real ones; FID depends on it."""
+    samples_from: Annotated[SamplesFrom | None, unset("the preset's")] = None
+    """noise: new chains; buffer: persistent ones as training has left them."""
     sample_steps: Annotated[int | None, unset("the preset's")] = None
-    """Evaluations of f per chain then; new chains have further to go than persistent ones."""
+    """Evaluations of f per new chain; they have further to go than persistent ones."""
     weights: Annotated[Path | None, unset("where pytorch-fid keeps it")] = None
     """Inception's weights, pt_inception-2015-12-05-6726825d.pth."""
 
