@@ -25,40 +25,49 @@ class Saves:
     def __init__(self, folder: str | os.PathLike[str] | None, keep: int = 1) -> None:
         self.folder = None if folder is None else Path(folder)
         self.keep = keep
+        self.iteration: int | None = None
+        """That of checkpoint.pt, once this run wrote it or was resumed from it."""
         self._ours = False
 
     @property
     def newest(self) -> Path | None:
-        """folder/checkpoint.pt, whether or not it is there yet."""
-        return None if self.folder is None else self.folder / NEWEST
+        """folder/checkpoint.pt, if it is there."""
+        path = None if self.folder is None else self.folder / NEWEST
+        return path if path is not None and path.exists() else None
 
     def claim(self) -> None:
         """FileExistsError if the folder holds a run that is not this one."""
-        if self.newest is not None and self.newest.exists() and not self._ours:
+        if self.newest is not None and not self._ours:
             raise FileExistsError(
                 f"{self.folder} holds another run: resume() it, or choose another folder"
             )
         self._ours = True
 
-    def resumed(self, path: Path) -> None:
+    def resumed(self, path: Path, iteration: int) -> None:
         """The folder's run is this one if `path`, which it goes on from, is in it."""
-        folder = path.resolve().parent
-        ours = None if self.folder is None else self.folder.resolve()
-        self._ours = ours is not None and folder in (ours, ours / KEPT)
+        if self.folder is not None:
+            path, ours = path.resolve(), self.folder.resolve()
+            self._ours = path.parent in (ours, ours / KEPT)
+            self.iteration = iteration if path == ours / NEWEST else None
 
     def save(self, iteration: int, state: dict[str, Any]) -> None:
         """The newest checkpoint, and the last `keep` of them."""
-        if self.newest is None:
-            return
-        checkpoint.save(self.newest, state)
-        if self.keep > 1:
-            kept = self.newest.with_name(KEPT)
-            kept.mkdir(exist_ok=True)
-            _second_name(self.newest, kept / f"{iteration:07d}.pt")
-            names = sorted(kept.glob("*.pt"))  # by iteration; later ones are of a past gone back on
-            later = [name for name in names if int(name.stem) > iteration]
-            for name in later + names[: len(names) - len(later)][: -self.keep]:
-                name.unlink()
+        if self.folder is not None:
+            newest, kept = self.folder / NEWEST, self.folder / KEPT
+            if self.keep == 1:
+                checkpoint.save(newest, state)
+            else:
+                checkpoint.save(kept / f"{iteration:07d}.pt", state)
+                _second_name(kept / f"{iteration:07d}.pt", newest)
+                self._tidy(kept, iteration)
+        self.iteration = iteration
+
+    def _tidy(self, kept: Path, iteration: int) -> None:
+        """Removes what is older than the last `keep`, and what is later: a past gone back on."""
+        paths = {int(path.stem): path for path in kept.glob("*.pt") if path.stem.isdigit()}
+        last = sorted(i for i in paths if i <= iteration)[-self.keep :]
+        for i in paths.keys() - last:
+            paths[i].unlink()
 
     def save_as(self, name: str, state: dict[str, Any]) -> Path | None:
         """folder/name, or None where there is no folder."""
@@ -69,9 +78,11 @@ class Saves:
 
 
 def _second_name(path: Path, name: Path) -> None:
-    """The same file under another name, or a copy where the file system has no links."""
-    name.unlink(missing_ok=True)
+    """The same file under another name too, or a copy where the file system has no links."""
+    temporary = name.with_name(name.name + ".tmp")
+    temporary.unlink(missing_ok=True)
     try:
-        os.link(path, name)
+        os.link(path, temporary)
     except OSError:
-        shutil.copyfile(path, name)
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, name)

@@ -5,29 +5,28 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stanley_fast import checkpoint, checks, keys, mlp, ops, settings
 from stanley_fast.chain import NonFiniteError, sample
 from stanley_fast.divergence import DivergedError, advice
 from stanley_fast.metrics_log import MetricsLog
 from stanley_fast.reference import STREAM_NOISE, STREAM_STARTS
-from stanley_fast.saves import BEST, LAST_GOOD, Saves
+from stanley_fast.saves import BEST, LAST_GOOD, NEWEST, Saves
 from stanley_fast.starts import Start
 from stanley_fast.terminal import interrupt_held, progress_bar, say
 from stanley_fast.transition import Sampler
+from stanley_fast.updates import MakeOptimizer, Updates
 
 __all__ = ["Data", "DivergedError", "MakeOptimizer", "Trainer"]
 
 Data = Tensor | Callable[[int, Tensor], Tensor]
-MakeOptimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 
 # Blocks of noise an iteration may use of each key, more than any does: so what one iteration draws
 # moves no other.
@@ -50,26 +49,25 @@ class Trainer:
         key: int64 (2,); it alone decides data, starts and noise. Not changed.
         schedule: iteration (from 0) -> what its learning rate is multiplied by;
             see `warm_up_and_decay`.
-        ema: decay in (0, 1) of a moving average of the weights, which `model` then is.
-        autocast: torch.bfloat16 or float16 for f's own operations; states, steps and losses stay
-            float32.
+        ema: decay in (0, 1) of a moving average of the weights, which `model` then has.
+        autocast: compute f in bfloat16; states, steps and losses stay float32. Not for samplers
+            that accept or reject, which compare values of f.
         grad_clip: largest norm of the parameters' gradient.
         data_noise: standard deviation of normal noise added to observations.
         energy_l2: weight of mean f(x)^2 over observations and chains, which keeps energies near 0.
         max_gap: the run has diverged when the energy gap is beyond this, either way.
         rollbacks: how many times a run that diverges goes back to its newest checkpoint by itself
-            and on from there with half the learning rate. It says so on stderr.
+            and on from there with half the learning rate, saying so on stderr.
         folder: where checkpoint.pt, metrics.csv and, if it is installed, TensorBoard's files go.
         checkpoint_every, log_every: in iterations.
         keep: how many of the newest checkpoints stay; more than one are in checkpoints/ as well.
         evaluate: evaluate(trainer) -> more figures for metrics.csv, at iteration 0 and every
             `evaluate_every`.
-        best_by: a figure of `evaluate`, smaller being better, by which best.pt is chosen.
+        best_by: the figure of `evaluate` whose smallest value best.pt is of.
         progress: a progress bar on stderr, if tqdm is installed.
         notes: plain values stored in the checkpoint, for whoever rebuilds f from it.
 
     Attributes:
-        model: f with the averaged weights, or f itself without `ema`: what to sample from.
         iteration: how many are complete.
         metrics: figures of the last one: "gap" is mean f(x) - mean f(z_K).
         rolled_back: how often it has been so far.
@@ -104,7 +102,7 @@ class Trainer:
         key: Tensor,
         schedule: Callable[[int], float] | None = None,
         ema: float | None = None,
-        autocast: torch.dtype | None = None,
+        autocast: bool = False,
         grad_clip: float | None = None,
         data_noise: float = 0.0,
         energy_l2: float = 0.0,
@@ -121,60 +119,49 @@ class Trainer:
         notes: Mapping[str, Any] | None = None,
     ) -> None:
         _check_types(f, data, sampler, start)
-        _check_counts(
-            steps=steps, batch_size=batch_size, checkpoint_every=checkpoint_every,
-            log_every=log_every, evaluate_every=evaluate_every, keep=keep,
-        )  # fmt: skip
-        for name, value in (("data_noise", data_noise), ("energy_l2", energy_l2)):
-            settings.not_negative(name, value)
-        for name, bound in (("grad_clip", grad_clip), ("max_gap", max_gap)):
-            if bound is not None and not bound > 0:
-                raise ValueError(f"{name} must be positive, got {bound}")
-        settings.count("rollbacks", rollbacks)
-        if rollbacks and folder is None:
-            raise ValueError(f"rollbacks need a folder of checkpoints, got {rollbacks} and None")
-        if ema is not None and not 0 < ema < 1:
-            raise ValueError(f"ema must be in (0, 1) or None, got {ema}")
-        if autocast not in (None, torch.bfloat16, torch.float16):
-            raise ValueError(f"autocast must be bfloat16, float16 or None, got {autocast}")
         checks.key(key)
-        if not (isinstance(optimizer, torch.optim.Optimizer) or callable(optimizer)):
-            raise TypeError(
-                "optimizer must be a torch.optim.Optimizer, or make one of parameters, got "
-                f"{optimizer!r}"
-            )
 
         self.f, self.data, self.sampler, self.start = f, data, sampler, start
-        self.optimizer = (
-            optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer(f.parameters())
-        )
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.schedule = None if schedule is None else LambdaLR(self.optimizer, schedule)
-        self.average = (
-            None if ema is None else AveragedModel(f, multi_avg_fn=get_ema_multi_avg_fn(ema))
-        )
+        self.updates = Updates(f, optimizer, schedule, ema)
+        self.optimizer, self.parameters = self.updates.optimizer, self.updates.parameters
         self.steps, self.batch_size = steps, batch_size
         self.grad_clip = math.inf if grad_clip is None else grad_clip
         self.data_noise, self.energy_l2, self.max_gap = data_noise, energy_l2, max_gap
         self.rollbacks, self.rolled_back = rollbacks, 0
-        self.saves = Saves(folder, keep)
+        self.saves, self.keep = Saves(folder, keep), keep
         self.folder = self.saves.folder
         self.checkpoint_every, self.log_every = checkpoint_every, log_every
         self.evaluate, self.evaluate_every = evaluate, evaluate_every
         self.best_by, self.best = best_by, math.inf
         self.progress, self.notes = progress, dict(notes or {})
+        self._check_settings()
 
         device = next(f.parameters()).device
-        self.autocast = torch.autocast(device.type, autocast, enabled=autocast is not None)
+        self.precision = torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext()
         self.keys = keys.split(key, 3).to(device)
         self.chain_key, self.data_key, self.start_key = self.keys.unbind()  # views of the three
         self.iteration = 0
         self.metrics: dict[str, float] = {}
 
+    def _check_settings(self) -> None:
+        every = ("checkpoint_every", "log_every", "evaluate_every")
+        for name in ("steps", "batch_size", *every, "keep"):
+            settings.count(name, getattr(self, name), 1)
+        for name in ("data_noise", "energy_l2"):
+            settings.not_negative(name, getattr(self, name))
+        for name in ("grad_clip", "max_gap"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        settings.count("rollbacks", self.rollbacks)
+        if self.rollbacks and self.folder is None:
+            raise ValueError(f"rollbacks must be 0 without a folder, got {self.rollbacks}")
+        if self.best_by is not None and self.evaluate is None:
+            raise ValueError(f"best_by must be None without evaluate, got {self.best_by!r}")
+
     @property
     def model(self) -> nn.Module:
-        """f with the averaged weights, or f itself without `ema`."""
-        return self.f if self.average is None else self.average.module
+        """What to sample from: f with the averaged weights, or f itself without `ema`."""
+        return self.updates.model
 
     def fit(self, iterations: int) -> None:
         """Trains until `iterations` are complete, counted from the run's beginning (T).
@@ -188,10 +175,7 @@ class Trainer:
             FileExistsError: the folder holds another run.
         """
         self.saves.claim()
-        with (
-            progress_bar(iterations, self.progress) as show,
-            interrupt_held() as interrupted,
-        ):
+        with progress_bar(iterations, self.progress) as show, interrupt_held() as interrupted:
             while True:
                 try:
                     return self._fit(iterations, show, interrupted)
@@ -201,6 +185,8 @@ class Trainer:
     def _fit(
         self, iterations: int, show: Callable[[int, float], None], interrupted: threading.Event
     ) -> None:
+        if self.iteration and self.iteration != self.saves.iteration:
+            self.save()  # resumed from another: checkpoint.pt goes first, then metrics.csv is cut
         with MetricsLog(self.folder, self._columns(), self.iteration) as log:
             if self.iteration == 0:
                 self._log(log)
@@ -224,7 +210,7 @@ class Trainer:
         # Lines 3 to 7: M chains, K transitions each, the stepsize from Eq. 4.
         record = self._record() if (self.iteration + 1) % self.log_every == 0 else ()
         try:
-            with self.autocast:
+            with self.precision:
                 chain = sample(
                     self.f, z0, self.sampler, self.steps, key=self.chain_key, record=record
                 )
@@ -232,12 +218,10 @@ class Trainer:
             raise self._diverged(self.iteration + 1, str(error)) from error
         # Line 9: the gradient of -log p; observations and chains in one forward pass.
         points = torch.cat([x, chain.z])
-        fused = mlp.fit(self.f, points, self.parameters)
-        if fused is None:
-            with self.autocast:
-                values = self.f(points).to(points.dtype)
-        else:
-            values = fused.values()
+        with self.precision:
+            fused = mlp.fit(self.f, points, self.parameters)
+            values = self.f(points) if fused is None else fused.values()
+        values = values.to(points.dtype)
         f_data, f_chain = values[: len(x)].mean(), values[len(x) :].mean()
         loss = f_chain - f_data
         if self.energy_l2:
@@ -246,11 +230,7 @@ class Trainer:
         metrics = _figures(loss=loss, f_data=f_data, f_chain=f_chain, grad_norm=norm)
         self._check(metrics)
         # Line 10: theta.
-        self.optimizer.step()
-        if self.schedule is not None:
-            self.schedule.step()
-        if self.average is not None:
-            self.average.update_parameters(self.f)
+        self.updates.step(self.iteration)
         self.start.update(chain.z)
         self.keys[:, 1] += BLOCKS_PER_ITERATION
         self.iteration += 1
@@ -299,7 +279,7 @@ class Trainer:
         last_good, where = self.saves.newest, ""
         if last_good is not None:
             earlier = ""
-            if iteration > self.iteration and self._is_finite():
+            if iteration > self.iteration and self.updates.is_finite():
                 earlier = f", an earlier one in {last_good.name}"
                 last_good = self.saves.save_as(LAST_GOOD, self.state_dict())
             where = f" The last good state is in {last_good}{earlier}."
@@ -313,23 +293,17 @@ class Trainer:
     def _roll_back(self, error: DivergedError) -> None:
         """To the newest checkpoint, with half the learning rate; raises `error` if it may not."""
         path, count = self.saves.newest, self.rolled_back + 1
-        if path is None or not path.exists() or count > self.rollbacks:
+        if path is None or count > self.rollbacks:
             raise error
-        self.load_state_dict(checkpoint.load(path))
+        state = checkpoint.load(path)
+        self.load_state_dict({**state, "best": self.best, "notes": self.notes})
         # A checkpoint from before earlier rollbacks has none of their halvings.
-        factor = 0.5 ** (count - self.rolled_back)
-        for group in self.optimizer.param_groups:
-            group["lr"] *= factor
-        if self.schedule is not None:
-            self.schedule.base_lrs = [rate * factor for rate in self.schedule.base_lrs]
+        self.updates.slow_down(0.5 ** (count - self.rolled_back))
         self.rolled_back = count
         say(
             f"{error}\nRolled back to iteration {self.iteration}, learning rate halved to "
             f"{self.optimizer.param_groups[0]['lr']:.3g} ({count} of {self.rollbacks} rollbacks)."
         )
-
-    def _is_finite(self) -> bool:
-        return all(bool(p.isfinite().all()) for p in self.parameters)
 
     def _record(self) -> tuple[str, ...]:
         return tuple(name for name in self.sampler.records if name != "log_density")
@@ -350,7 +324,12 @@ class Trainer:
             log.write(self.iteration, figures)
 
     def _save_if_best(self, figures: Mapping[str, float]) -> None:
-        if self.best_by is not None and figures.get(self.best_by, math.inf) < self.best:
+        if self.best_by is None:
+            return
+        if self.best_by not in figures:
+            names = ", ".join(figures)
+            raise ValueError(f"best_by must be one of evaluate's {names}, got {self.best_by!r}")
+        if figures[self.best_by] < self.best:
             self.best = figures[self.best_by]
             self.saves.save_as(BEST, self.state_dict())
 
@@ -360,7 +339,7 @@ class Trainer:
 
     def save(self) -> None:
         """Writes folder/checkpoint.pt, if there is a folder. Only good states are written."""
-        if not self._is_finite():
+        if not self.updates.is_finite():
             raise self._diverged(self.iteration, "a parameter is NaN or infinite")
         self.saves.save(self.iteration, self.state_dict())
 
@@ -369,32 +348,31 @@ class Trainer:
 
         On the same machine and thread count the run ends as if it had never stopped, bit for bit.
         The optimizer's settings, learning rate included, are the checkpoint's: to change one, set
-        it in `optimizer.param_groups` afterwards.
+        it in `optimizer.param_groups` afterwards, or where there is a schedule in `updates.rates`.
+        The schedule itself is this trainer's.
 
         Raises:
             ValueError: neither path nor folder.
             FileNotFoundError, CheckpointError: see `checkpoint.load`.
                 Or the checkpoint is of something else.
         """
-        path = self.saves.newest if path is None else Path(path)
         if path is None:
-            raise ValueError("path must be given when the trainer has no folder")
+            if self.folder is None:
+                raise ValueError("path must be given when the trainer has no folder")
+            path = self.folder / NEWEST
         state = checkpoint.load(path)
         try:
             self.load_state_dict(state)
         except (KeyError, ValueError, RuntimeError) as error:
             reason = checkpoint.first_line(error)
             raise checkpoint.CheckpointError(f"{path} is of another run: {reason}") from error
-        self.saves.resumed(path)
+        self.saves.resumed(Path(path), self.iteration)
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides the rest of the run."""
         state = {
             "iteration": self.iteration,
-            "f": self.f.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            **self.updates.state_dict(),
             "rolled_back": self.rolled_back,
             "best": self.best,
             "metrics": self.metrics,
@@ -409,13 +387,7 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave, torch's default generator included."""
-        self.f.load_state_dict(state["f"])
-        for part, saved in ((self.average, state["average"]), (self.schedule, state["schedule"])):
-            if (part is None) != (saved is None):
-                raise ValueError("one has averaged weights or a schedule that the other lacks")
-            if part is not None:
-                part.load_state_dict(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates.load_state_dict(state)
         self.rolled_back, self.best = state["rolled_back"], state["best"]
         self.metrics = state["metrics"]
         self.start.load_state_dict(state["start"])
@@ -434,18 +406,14 @@ def _figures(**values: Tensor) -> dict[str, float]:
 
 
 def _check_types(f: object, data: object, sampler: object, start: object) -> None:
-    if not isinstance(f, nn.Module):
-        raise TypeError(f"f must be an nn.Module, got {f!r}")
+    for name, value, kind, wanted in (
+        ("f", f, nn.Module, "an nn.Module"),
+        ("sampler", sampler, Sampler, "a Sampler such as Stanley(...)"),
+        ("start", start, Start, "a Start such as NoiseStart(...)"),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be {wanted}, got {value!r}")
     if not isinstance(data, Tensor) and not callable(data):
         raise TypeError(f"data must be a tensor (n, ...) or data(n, key), got {data!r}")
     if isinstance(data, Tensor) and (data.dim() == 0 or len(data) == 0):
         raise ValueError(f"data must hold at least one observation, got {list(data.shape)}")
-    if not isinstance(sampler, Sampler):
-        raise TypeError(f"sampler must be a Sampler such as Stanley(...), got {sampler!r}")
-    if not isinstance(start, Start):
-        raise TypeError(f"start must be a Start such as NoiseStart(...), got {start!r}")
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        settings.count(name, count, 1)

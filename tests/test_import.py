@@ -25,7 +25,7 @@ LAYERS = [
     {"_direct", "_host", "backends", "checkpoint", "checks", "density", "extras"}
     | {"metrics_log", "networks", "settings", "terminal"}
     | {"parallel", "threads"},
-    {"kernels", "reference", "saves", "schedules"},
+    {"kernels", "reference", "saves", "schedules", "updates"},
     {"direct", "keys", "library", "transition"},
     {"ops"},
     {"metropolis_ops"},
