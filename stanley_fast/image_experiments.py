@@ -111,9 +111,6 @@ class ImageConfig(RunConfig):
     def _check(self) -> None:
         known("data", self.data, dict.fromkeys(DATA))
         super()._check()
-        if (self.place is None) != (self.data == "digits"):
-            wanted = "None, they come with scikit-learn" if self.place else "where the files are"
-            raise ValueError(f"place must be {wanted}, for {self.data}, got {self.place}")
         for name, choices in (
             ("network", ("conv", "strided", "mlp")),
             ("start", ("noise", "persistent", "data")),
@@ -121,22 +118,51 @@ class ImageConfig(RunConfig):
             ("samples_from", ("noise", "buffer")),
         ):
             settings.one_of(name, getattr(self, name), choices)
+        for name in ("width", "buffer_size", "sample_steps", "checkpoint_every"):
+            settings.count(name, getattr(self, name), 1)
+        for name in ("image_size", "limit", "layers"):
+            if getattr(self, name) is not None:
+                settings.count(name, getattr(self, name), 1)
+        settings.count("samples", self.samples, 2)  # of one there is no covariance
+        settings.count("warm_up", self.warm_up)
+        settings.count("rollbacks", self.rollbacks)
+        positive("max_gap", self.max_gap)
+        positive("final_rate", self.final_rate)
+        for name in ("fresh_share", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        for name in ("beta1", "negative_slope"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema must be in (0, 1), got {self.ema}")
+        self._check_data_and_net()
+        self._check_chains()
+
+    def _check_data_and_net(self) -> None:
+        if (self.place is None) != (self.data == "digits"):
+            wanted = "None, they come with scikit-learn" if self.place else "where the files are"
+            raise ValueError(f"place must be {wanted}, for {self.data}, got {self.place}")
+        if self.image_size is not None and self.data in (*GREY, "cifar10"):
+            raise ValueError(
+                f"image_size must be None for {self.data}, which has arrays, got {self.image_size}"
+            )
         if (self.layers is None) != (self.network == "strided"):
             raise ValueError(
                 f"layers must be a number for conv and mlp, None for strided, got {self.layers} "
                 f"for {self.network}"
             )
+
+    def _check_chains(self) -> None:
         for name, (takers, none) in EXTRAS.items():
             if getattr(self, name) != none and self.sampler not in takers:
                 raise ValueError(
                     f"{name} is not a setting of {self.sampler}, got {getattr(self, name)}"
                 )
-        for name in ("width", "buffer_size", "samples", "sample_steps", "checkpoint_every"):
-            settings.count(name, getattr(self, name), 1)
-        for name in ("image_size", "limit", "layers"):
-            if getattr(self, name) is not None:
-                settings.count(name, getattr(self, name), 1)
-        positive("max_gap", self.max_gap)
+        if self.autocast and self.adjusted:
+            raise ValueError(
+                f"autocast must be False for {self.sampler}, which compares values of f, got True"
+            )
         if self.start == "persistent" and self.buffer_size < self.batch_size:
             raise ValueError(
                 f"buffer_size must be at least the batch's {self.batch_size}, got "
@@ -148,14 +174,6 @@ class ImageConfig(RunConfig):
             raise ValueError(
                 f"samples must be at most the buffer's {self.buffer_size}, got {self.samples}"
             )
-        for name in ("fresh_share", "beta1", "decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"ema must be in (0, 1), got {self.ema}")
-        settings.count("warm_up", self.warm_up)
-        settings.count("rollbacks", self.rollbacks)
-        positive("final_rate", self.final_rate)
         if self.leapfrog_steps and self.sample_steps % self.leapfrog_steps:
             raise ValueError(
                 f"sample_steps must be a multiple of leapfrog_steps = {self.leapfrog_steps}, got "
@@ -225,11 +243,9 @@ def load_splits(config: ImageConfig, *, progress: bool = True) -> Splits:
     Raises: as `data.load`.
     """
     if config.data != "folder":
-        size = None if config.data in (*GREY, "cifar10") else config.image_size
-        if size != config.image_size:
-            raise SettingsError(f"image_size is for pictures; {config.data} has arrays")
 
         def part(split: str, limit: int | None) -> Images:
+            size = config.image_size
             return load(
                 config.data, config.place, split=split, limit=limit, size=size, progress=progress
             )
@@ -237,10 +253,12 @@ def load_splits(config: ImageConfig, *, progress: bool = True) -> Splits:
         return Splits(part("train", config.limit), part("test", None))
     path = Path(config.place or "")
     images = load(path, limit=config.limit, size=config.image_size, progress=progress)
-    if len(images) < 2:
-        raise SettingsError(f"data must have 2 images or more, one to hold out, got {path}")
+    if len(images) < 4:
+        raise SettingsError(
+            f"data must have 4 images or more, two of them to hold out, got {len(images)} in {path}"
+        )
     shuffled = images.take(len(images), keys.key(0))  # the same for every seed
-    held_out = max(1, round(HELD_OUT * len(images)))
+    held_out = max(2, round(HELD_OUT * len(images)))
     return Splits(
         replace(_part(shuffled, slice(held_out, None)), split="train"),
         replace(_part(shuffled, slice(held_out)), split="held out"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from stanley_fast.image_experiments import DATA, EXTRAS, GREY, DataName, ImageConfig
 from stanley_fast.methods import SAMPLERS, SETTINGS, SamplerName, SettingsError
@@ -115,7 +115,7 @@ def preset(
     'Langevin, step size 0.4, noise 0.1'
     """
     known_sampler = sampler is None or sampler in SAMPLERS
-    if data not in DATA or not known_sampler or name not in ("cpu", "paper", *RECIPES):
+    if data not in DATA or not known_sampler or name not in get_args(PresetName):
         raise SettingsError(f"there is no preset {name!r} for data {data!r}, sampler {sampler!r}")
     place = None if place is None else str(Path(place).resolve())  # wherever it is resumed
     if name == "cpu":

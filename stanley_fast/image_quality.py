@@ -35,6 +35,8 @@ class ImageQuality:
         progress: show progress bars.
 
     Calling it: samples -> figures, and the score with its protocol.
+
+    Raises ValueError: fewer than 2 images of any kind.
     """
 
     def __init__(
@@ -48,10 +50,13 @@ class ImageQuality:
         cache_folder: str | os.PathLike[str] | None = None,
         progress: bool = True,
     ) -> None:
+        for name, count in (("train", len(train)), ("held_out", len(held_out)), ("n", n)):
+            if count < 2:
+                raise ValueError(f"{name} must be 2 images or more, got {count}")
         keys = split(key, 3)
         self.net, self.cache_folder, self.progress = net, cache_folder, progress
         self.data = train.take(min(n, len(train)), keys[0])
-        self.pixels = to_unit(train.pixels)
+        self.train = train
         self.references: dict[str, float] = {}
         rivals = {
             "floor": held_out.take(min(n, len(held_out)), keys[1]),
@@ -78,9 +83,10 @@ class ImageQuality:
 
     def _looks(self, images: Images) -> dict[str, float]:
         """How far images are from copies, and by a classifier what they are."""
-        _, distances = nearest(to_unit(images.pixels[:COMPARED]), self.pixels)
+        # Pixels become floats a chunk at a time: all of a large data set's would take gigabytes.
+        _, distances = nearest(images.pixels[:COMPARED].float(), self.train.pixels)
         shares = self.net.shares(images.pixels) if isinstance(self.net, Classifier) else {}
-        return {"nearest": float(distances.median()), **shares}
+        return {"nearest": float(distances.median()) / 127.5, **shares}
 
 
 def gaussian_images(images: Images, n: int, key: Tensor) -> Images:

@@ -9,7 +9,9 @@ loss.png.
 from __future__ import annotations
 
 import json
+import math
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -60,8 +62,9 @@ def train(
         config: the settings.
         folder: where the run lives; made if need be.
         resume: go on from the folder's checkpoint, on a CPU bit for bit as if never interrupted.
-            `config` must be the folder's, or differ in `iterations` alone.
-        overwrite: begin anew, removing the run that the folder holds.
+            `config` must be the folder's, or differ in `iterations` alone, by which the learning
+            rate falls.
+        overwrite: begin anew, removing the run that the folder holds once all else is ready.
         progress: show progress bars.
         device: of the training; a GPU unless told, if there is one.
         keep: how many of the newest checkpoints stay.
@@ -74,15 +77,16 @@ def train(
         FileExistsError: the folder holds a run, neither to be resumed nor overwritten.
         FileNotFoundError, DataError: the data, or Inception's weights.
         FileNotFoundError, SettingsError: it holds none to resume, or one with other settings.
-        CheckpointError: the folder's run saw other data.
+        CheckpointError: the folder's run is of other data.
         DivergedError, KeyboardInterrupt: as `Trainer.fit`.
     """
     folder, device = Path(folder), device or default_device()
-    run_folder.open_run(folder, config, resume=resume, overwrite=overwrite)
+    run_folder.check(folder, config, resume=resume, overwrite=overwrite)
     splits = load_splits(config, progress=progress)
+    f = config.make_model(splits.train.shape).to(device)
     evaluation = Evaluation(config, folder, splits, device, weights=weights, progress=progress)
     trainer = Trainer(
-        config.make_model(splits.train.shape).to(device),
+        f,
         splits.train.to(device).minibatches(flip=config.flip),
         config.make_sampler(),
         start=config.make_start(),
@@ -96,7 +100,7 @@ def train(
             config.iterations, warm_up=config.warm_up, decay=config.decay, final=config.final_rate
         ),
         ema=config.ema,
-        autocast=torch.bfloat16 if config.autocast else None,
+        autocast=config.autocast,
         grad_clip=config.grad_clip,
         data_noise=config.data_noise,
         energy_l2=config.energy_l2,
@@ -116,9 +120,7 @@ def train(
             "data": splits.train.fingerprint,
         },
     )
-    run_folder.begin(folder, config, trainer, resume=resume)
-    if trainer.notes["data"] != splits.train.fingerprint:
-        raise CheckpointError(f"the run in {folder} saw other images than {config.place} holds")
+    run_folder.begin(folder, config, trainer, resume=resume, overwrite=overwrite)
     try:
         trainer.fit(config.iterations)
     finally:
@@ -167,8 +169,9 @@ class Evaluation:
             more, score = self.quality(pixels)
             figures |= more
             add_score(self.folder / "scores.json", trainer.iteration, score)
+        shots = self.folder / "snapshots"
         checkpoint.save(
-            self.folder / "snapshots" / f"{trainer.iteration:07d}.pt",
+            shots / f"{trainer.iteration:07d}.pt",
             {
                 "iteration": trainer.iteration,
                 "model": f.state_dict(),
@@ -176,6 +179,9 @@ class Evaluation:
                 "notes": trainer.notes,
             },
         )
+        for path in shots.glob("*.pt"):
+            if path.stem.isdigit() and int(path.stem) > trainer.iteration:
+                path.unlink()  # of a past that the run went back on
         self._draw(f, pixels, energies, key)
         return figures
 
@@ -201,10 +207,12 @@ class Evaluation:
         first = to_unit(samples.pixels[:SHOWN])
         pictures.sheet(folder / "samples.png", first, scale=scale)
         pictures.energy_histogram(folder / "energies.png", energies)
-        data = to_unit(train.pixels)
-        near, _ = pictures.nearest(first[:FOLLOWED], data, min(7, len(data)))
+        near, _ = pictures.nearest(
+            samples.pixels[:FOLLOWED].float(), train.pixels, min(7, len(train))
+        )
+        found, places = to_unit(train.pixels[near.flatten()]), torch.arange(near.numel())
         pictures.neighbour_sheet(
-            folder / "neighbours.png", first[:FOLLOWED], data, near, scale=scale
+            folder / "neighbours.png", first[:FOLLOWED], found, places.view_as(near), scale=scale
         )
         draw_training(folder)
         steps = self.config.transitions_of(self.config.sample_steps)
@@ -287,7 +295,9 @@ def _chains_in_parts(
     steps: int | None,
     keep_every: int | None,
 ) -> Iterator[Chain]:
-    """Chains of CHUNK each; every part has keys of its own, whatever n is."""
+    """Chains of CHUNK each, every part with keys of its own. Whatever n is, they are the same: the
+    last part draws as a whole one would.
+    """
     transitions = config.transitions_of(config.sample_steps if steps is None else steps)
     parts = keys.split(key, 2 * -(-n // CHUNK)).unflatten(0, (-1, 2))
     amp = torch.autocast(key.device.type, torch.bfloat16, enabled=config.autocast)
@@ -295,9 +305,11 @@ def _chains_in_parts(
         size = min(CHUNK, n - i * CHUNK)
         z0 = UNIFORM.start(size, start_key, torch.empty(0, *shape, device=key.device))
         with amp:
-            yield sample(
-                f, z0, config.make_sampler(), transitions, key=chain_key, keep_every=keep_every
-            )
+            chain = sample(
+                f, z0, config.make_sampler(), transitions, key=chain_key, keep_every=keep_every,
+                total=CHUNK * math.prod(shape),
+            )  # fmt: skip
+        yield chain
 
 
 # What a folder holds ------------------------------------------------------------------------------
@@ -369,8 +381,14 @@ def _model_state(state: dict[str, Any]) -> dict[str, Tensor]:
 
 def snapshots(folder: Path) -> dict[int, Tensor]:
     """The samples kept at each evaluation, uint8 (64, C, H, W)."""
-    paths = sorted((folder / "snapshots").glob("*.pt"))
-    return {int(path.stem): checkpoint.load(path)["samples"] for path in paths}
+    shots = {}
+    for path in sorted((folder / "snapshots").glob("*.pt")):
+        try:
+            state = checkpoint.load(path)
+            shots[state["iteration"]] = state["samples"]
+        except (CheckpointError, KeyError) as error:  # a picture must not stop a run
+            warnings.warn(f"left out of the picture: {error}", RuntimeWarning, stacklevel=2)
+    return shots
 
 
 def add_score(path: Path, iteration: int, score: fid.Score) -> None:

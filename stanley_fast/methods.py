@@ -71,8 +71,11 @@ class RunConfig:
         known("sampler", self.sampler, SAMPLERS)
         positive("learning_rate", self.learning_rate)
         for name in ("steps", "batch_size", "iterations", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+            settings.count(name, getattr(self, name), 1)
+        if self.grad_clip is not None:
+            positive("grad_clip", self.grad_clip)
+        for name in ("data_noise", "energy_l2"):
+            settings.not_negative(name, getattr(self, name))
         if self.iterations % self.evaluate_every:
             raise ValueError(
                 f"iterations must be a multiple of evaluate_every = {self.evaluate_every}, so that "

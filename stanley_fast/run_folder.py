@@ -31,8 +31,8 @@ def key_for(seed: int, purpose: Literal["training", "evaluation", "truth"]) -> T
     return keys.split(keys.key(seed), len(purposes))[purposes.index(purpose)]
 
 
-def open_run(folder: Path, config: Config, *, resume: bool, overwrite: bool) -> None:
-    """Makes sure that `config` may run in `folder`.
+def check(folder: Path, config: Config, *, resume: bool, overwrite: bool) -> None:
+    """Makes sure that `config` may run in `folder`, before anything long or lasting is done.
 
     Raises:
         FileExistsError: the folder holds a run, neither to be resumed nor overwritten.
@@ -41,27 +41,35 @@ def open_run(folder: Path, config: Config, *, resume: bool, overwrite: bool) -> 
     """
     if resume:
         _check_same(config, load_config(folder, type(config)))
-    elif overwrite:
-        _remove_run(folder)
-    elif (folder / "config.json").exists():
+    elif not overwrite and (folder / "config.json").exists():
         raise FileExistsError(f"{folder} already holds a run")
 
 
-def begin(folder: Path, config: RunConfig, trainer: Trainer, *, resume: bool) -> None:
-    """Writes config.json; to resume, gives the trainer the folder's checkpoint first.
+def begin(
+    folder: Path, config: RunConfig, trainer: Trainer, *, resume: bool, overwrite: bool
+) -> None:
+    """Writes config.json; to resume, gives the trainer the folder's checkpoint first; to overwrite,
+    removes the run that the folder holds.
 
     Raises:
         SettingsError: more is done already than `config` wants.
-        CheckpointError: as `Trainer.resume`.
+        CheckpointError: as `Trainer.resume`, or the trainer's notes differ, but for the config.
     """
     if resume and (folder / "checkpoint.pt").exists():
+        notes = trainer.notes
         trainer.resume()
-        trainer.notes["config"] = asdict(config)  # iterations may have changed
+        for name, value in notes.items():
+            was = trainer.notes.get(name)
+            if name != "config" and was != value:
+                raise CheckpointError(f"the run in {folder} has {name} {was}, got {value}")
+        trainer.notes = notes  # iterations may have changed
         if config.iterations < trainer.iteration:
             raise SettingsError(
                 f"iterations must be at least the {trainer.iteration} that are done, "
                 f"got {config.iterations}"
             )
+    elif overwrite and not resume:
+        _remove_run(folder)
     write(folder / "config.json", json.dumps(asdict(config), indent=2) + "\n")
 
 

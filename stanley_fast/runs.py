@@ -59,7 +59,7 @@ def train(
         DivergedError, KeyboardInterrupt: as `Trainer.fit`, after the pictures are drawn.
     """
     folder = Path(folder)
-    run_folder.open_run(folder, config, resume=resume, overwrite=overwrite)
+    run_folder.check(folder, config, resume=resume, overwrite=overwrite)
     trainer = Trainer(
         new_model(config.seed),
         TARGETS[config.target]().sample,
@@ -81,7 +81,7 @@ def train(
         progress=progress,
         notes={"config": asdict(config)},
     )
-    run_folder.begin(folder, config, trainer, resume=resume)
+    run_folder.begin(folder, config, trainer, resume=resume, overwrite=overwrite)
     try:
         trainer.fit(config.iterations)
     finally:

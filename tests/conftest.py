@@ -50,8 +50,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True, scope="session")
 def away(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Not in the repository, where a subprocess would import the source, not what is installed."""
+    """Not in the repository, where a subprocess would import the source, not what is installed;
+    and with a cache of the tests' own.
+    """
     os.chdir(tmp_path_factory.mktemp("away"))
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
