@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from child_runs import Runs
 from torch import Tensor, nn
-from training import ADAM, IN_13, ByStep, by_step, make, net, rows, weights
+from training import ADAM, IN_13, ByStep, assert_equal, by_step, make, net, rows, weights
 
 from stanley_fast import checkpoint
 from stanley_fast.energies import MLPEnergy, Rings
@@ -82,21 +80,6 @@ def test_a_resumed_run_is_the_whole_run(
     assert_equal(*states)
 
 
-def assert_equal(a: object, b: object) -> None:
-    if isinstance(a, Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_equal(a[key], b[key])
-    elif isinstance(a, list):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_equal(x, y)
-    else:
-        assert a == b
-
-
 def test_resume_from_elsewhere(tmp_path: Path) -> None:
     make(folder=tmp_path / "one").fit(10)
     trainer = make(folder=tmp_path / "two")
@@ -140,21 +123,11 @@ def test_resume_errors(tmp_path: Path) -> None:
         other.resume()
 
 
-# A process per run would spend its time importing torch, so one process forks a child for each.
 RUNS = """
-    import importlib.util, os, sys, torch
-    import torch._dynamo  # the first optimizer would, in every child
-    torch.set_num_threads(1)
-    import stanley_fast as sf
     from stanley_fast.energies import MLPEnergy, Rings
     from stanley_fast.samplers import Stanley
     from stanley_fast.starts import NoiseStart, ReplayBuffer
     from stanley_fast.trainer import Trainer
-    if importlib.util.find_spec("tensorboard"):
-        import torch.utils.tensorboard
-
-    def tell(word, number):
-        os.write(1, f"{word} {number}\\n".encode())  # whole or not at all
 
     def run(folder, how):
         def data(n, key):
@@ -172,45 +145,13 @@ RUNS = """
         if how == "resume":
             trainer.resume()
         trainer.fit(200)
-
-    for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            run(*line.split())
-            os._exit(0)
-        tell("pid", child)
-        tell("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-
-
-class Runs:
-    """The process above: starts runs, and tells what they print."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(RUNS)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def start(self, folder: Path, how: str) -> int:
-        print(folder, how, file=self.process.stdin, flush=True)
-        return self.wait_for("pid")
-
-    def wait_for(self, word: str, value: int | None = None) -> int:
-        for line in self.process.stdout or ():
-            said, number = line.split()
-            if said == word and (value is None or int(number) >= value):
-                return int(number)
-            assert said != "ended", f"it ended without a word of {word}"
-        raise AssertionError("there is no process to tell anything")
 
 
 @pytest.fixture
 def runs() -> Iterator[Runs]:
-    runs = Runs()
-    yield runs
-    runs.process.kill()
-    runs.process.communicate()
+    with Runs(RUNS) as runs:
+        yield runs
 
 
 def test_kill_9_at_five_random_moments(tmp_path: Path, runs: Runs) -> None:
