@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -339,6 +341,30 @@ def test_a_cache_that_cannot_be_written(folder: Path, tmp_path: Path, decoded: l
         with pytest.warns(UserWarning, match="nothing is cached"):
             assert len(load(folder, cache_folder=tmp_path / "file")) == 6
     assert decoded == [6, 6]
+
+
+def test_two_processes_that_make_the_same(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One writes its file while the other does: neither is in the other's way."""
+
+    def cached() -> torch.Tensor:
+        return cache.cached(lambda: torch.arange(3), name="a", source={"b": 1}, folder=None)
+
+    save, others = torch.save, [1]
+
+    def saving(*arguments: object) -> None:
+        if others:
+            others.pop()
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "getpid", lambda: 1)
+                cached()
+        save(*arguments)
+
+    monkeypatch.setattr(torch, "save", saving)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(cached(), torch.arange(3))
+        assert torch.equal(cached(), torch.arange(3))
+    assert [path.name for path in own_cache.iterdir()] == ["a.pt"]
 
 
 def test_a_failed_decoding_leaves_nothing(folder: Path, own_cache: Path) -> None:

@@ -49,8 +49,10 @@ def cached(
         return found
     tensor = make()
     entry = {"source": source_digest, "tensor": tensor, "sha256": digest(tensor)}
+    own = path.with_name(f"{path.name}.{os.getpid()}")  # others may be making the same
     try:
-        checkpoint.save(path, entry)
+        checkpoint.save(own, entry)
+        os.replace(own, path)
     except OSError as error:
         warnings.warn(f"nothing is cached: {error}", stacklevel=2)
     return tensor
