@@ -21,8 +21,8 @@ PresetName = Literal[
     "stanley-flowers102", "stanley-celeba",
 ]  # fmt: skip
 
-# What makes sense on two CPU cores, by data: digits take minutes, colour images the better part of
-# an hour for first shapes. docs/experiments.md has what they come to.
+# What makes sense on two CPU cores, by data: digits take two minutes, colour images half an hour
+# for first shapes. docs/experiments.md has what they come to.
 _DIGITS: dict[str, Any] = {
     "network": "mlp", "width": 256, "layers": 3, "start": "persistent", "buffer_size": 3_000,
     "steps": 20, "batch_size": 64, "iterations": 6_000, "evaluate_every": 1_000,
@@ -31,10 +31,10 @@ _DIGITS: dict[str, Any] = {
     "samples": 1_000, "sample_steps": 600,
 }  # fmt: skip
 _COLOUR: dict[str, Any] = {
-    "network": "strided", "width": 32, "start": "persistent", "buffer_size": 2_000, "flip": True,
-    "steps": 20, "batch_size": 32, "iterations": 2_000, "evaluate_every": 500,
-    "learning_rate": 3e-4, "beta1": 0.0, "final_rate": 0.01, "data_noise": 0.03, "energy_l2": 1e-3,
-    "ema": 0.999, "samples": 500, "sample_steps": 200,
+    "network": "strided", "width": 16, "start": "persistent", "buffer_size": 1_000, "flip": True,
+    "steps": 20, "batch_size": 32, "iterations": 4_000, "evaluate_every": 1_000,
+    "learning_rate": 5e-4, "beta1": 0.0, "warm_up": 100, "final_rate": 0.01, "data_noise": 0.05,
+    "energy_l2": 1e-3, "ema": 0.999, "samples": 500, "samples_from": "buffer", "sample_steps": 400,
 }  # fmt: skip
 CPU: dict[DataName, dict[str, Any]] = {
     "digits": _DIGITS,
@@ -123,6 +123,8 @@ def preset(
         chosen = CPU[data] | CPU_SAMPLERS[sampler]
         if data == "digits":
             chosen |= _DIGITS_TRAINING.get(sampler, {})
+        elif "noise_scale" in chosen and not SAMPLERS[sampler].adjusted:
+            chosen["noise_scale"] = chosen["data_noise"]
     elif name == "paper":
         sampler = sampler or "stanley"
         if data not in PAPER or sampler not in ("stanley", "langevin"):
