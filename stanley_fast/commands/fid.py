@@ -50,6 +50,9 @@ class Fid:
 
     def _score(self, device: str) -> fid.Score:
         data = self.samples if self.data is None else self.data
+        for path in (self.samples, data):
+            if not path.exists():
+                raise FileNotFoundError(f"there is nothing at {path}")
         if not image_runs.is_run(data):
             if self.data is None:
                 raise SettingsError(f"data must be given, since {self.samples} is no run")

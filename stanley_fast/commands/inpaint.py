@@ -57,6 +57,8 @@ class Inpaint:
     def run(self) -> None:
         if self.n < 1:
             raise SettingsError(f"n must be 1 or more, got {self.n}")
+        if len({path.resolve() for path in (self.checkpoint, *self.others)}) <= len(self.others):
+            raise SettingsError(f"others must differ from the first and each other: {self.others}")
         device = self.device or image_runs.default_device()
         models = [image_runs.load_learned(p, device) for p in (self.checkpoint, *self.others)]
         for path, model in zip(self.others, models[1:], strict=True):
