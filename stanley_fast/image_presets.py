@@ -32,7 +32,7 @@ _DIGITS: dict[str, Any] = {
 }  # fmt: skip
 _COLOUR: dict[str, Any] = {
     "network": "strided", "width": 16, "start": "persistent", "buffer_size": 1_000, "flip": True,
-    "steps": 20, "batch_size": 32, "iterations": 4_000, "evaluate_every": 1_000,
+    "steps": 20, "batch_size": 32, "iterations": 3_000, "evaluate_every": 1_000,
     "learning_rate": 5e-4, "beta1": 0.0, "warm_up": 100, "final_rate": 0.01, "data_noise": 0.05,
     "energy_l2": 1e-3, "ema": 0.999, "samples": 500, "samples_from": "buffer", "sample_steps": 400,
 }  # fmt: skip
