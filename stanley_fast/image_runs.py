@@ -12,7 +12,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -168,7 +168,8 @@ class Evaluation:
         if self.quality is not None:
             more, score = self.quality(pixels)
             figures |= more
-            add_score(self.folder / "scores.json", trainer.iteration, score)
+            row = {"references": self.quality.references, **score.to_dict()}
+            add_score(self.folder / "scores.json", trainer.iteration, row)
         shots = self.folder / "snapshots"
         checkpoint.save(
             shots / f"{trainer.iteration:07d}.pt",
@@ -206,7 +207,8 @@ class Evaluation:
         scale = picture_scale(samples.shape)
         first = to_unit(samples.pixels[:SHOWN])
         pictures.sheet(folder / "samples.png", first, scale=scale)
-        pictures.energy_histogram(folder / "energies.png", energies)
+        named = {name.replace("_", " "): values for name, values in energies.items()}
+        pictures.energy_histogram(folder / "energies.png", named)
         near, _ = pictures.nearest(
             samples.pixels[:FOLLOWED].float(), train.pixels, min(7, len(train))
         )
@@ -391,12 +393,18 @@ def snapshots(folder: Path) -> dict[int, Tensor]:
     return shots
 
 
-def add_score(path: Path, iteration: int, score: fid.Score) -> None:
+def add_score(path: Path, iteration: int, score: Mapping[str, Any]) -> None:
     """Puts a score into scores.json, in the place of any of this iteration or a later one."""
-    kept = json.loads(path.read_text()) if path.exists() else []
-    kept = [row for row in kept if row["iteration"] < iteration]
-    kept.append({"iteration": iteration, **score.to_dict()})
-    run_folder.write(path, json.dumps(kept, indent=1) + "\n")
+    rows = [row for row in read_scores(path.parent) if row["iteration"] < iteration]
+    rows.append({"iteration": iteration, **score})
+    run_folder.write(path, json.dumps(rows, indent=1) + "\n")
+
+
+def read_scores(folder: Path) -> list[dict[str, Any]]:
+    """What is in the run's scores.json: each FID with all it depends on."""
+    path = folder / "scores.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    return rows
 
 
 # Pictures -----------------------------------------------------------------------------------------
@@ -425,12 +433,12 @@ def draw_fid(path: Path, runs: dict[str, Path]) -> None:
     curves: dict[str, tuple[list[float], list[float]]] = {}
     levels: dict[str, float] = {}
     for name, folder in runs.items():
-        rows = [row for row in run_folder.read_metrics(folder) if "fid" in row]
+        rows = read_scores(folder)
         if rows:
             curves[name] = [row["iteration"] for row in rows], [row["fid"] for row in rows]
             levels = levels or {
-                "held-out images": rows[0]["fid_floor"],
-                "Gaussian of the pixels": rows[0]["fid_gaussian"],
+                "held-out images": rows[0]["references"]["fid_floor"],
+                "Gaussian of the pixels": rows[0]["references"]["fid_gaussian"],
             }
     if curves:
         plots.curves(path, "iteration", "Fréchet distance", curves, levels)
