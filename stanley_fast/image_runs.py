@@ -13,7 +13,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,10 @@ from stanley_fast.checkpoint import CheckpointError
 from stanley_fast.classifier import Classifier
 from stanley_fast.data import Images, to_pixels, to_unit
 from stanley_fast.image_experiments import UNIFORM, ImageConfig, Splits, load_splits
+from stanley_fast.image_presets import with_sampler
 from stanley_fast.image_quality import ImageQuality
+from stanley_fast.methods import SamplerName, SettingsError
+from stanley_fast.networks import Tempered
 from stanley_fast.reference import STREAM_STARTS
 from stanley_fast.schedules import warm_up_and_decay
 from stanley_fast.starts import ReplayBuffer, Start
@@ -365,6 +368,27 @@ def load_learned(path: str | os.PathLike[str], device: str | torch.device = "cpu
         raise CheckpointError(
             f"{path} is not the checkpoint of an image run of this version: {reason}"
         ) from error
+
+
+def by_sampler(model: Learned, sampler: SamplerName) -> Learned:
+    """The model for another sampler's chains, with that one's settings for two cores.
+
+    Training by chains without rejections learns exp(f / noise_scale^2), by others exp(f): between
+    the two f is scaled, so that both sample the same.
+
+    Raises SettingsError: training kept pixels in [-1, 1] and the sampler can't: beyond, f has
+    learned nothing.
+    """
+    config = with_sampler(model.config, sampler)
+    if model.config.clamp and not config.clamp:
+        raise SettingsError(
+            f"sampler must keep pixels in [-1, 1] like training's, which {sampler} can't: train "
+            "a model with it"
+        )
+    if config.adjusted == model.config.adjusted:
+        return replace(model, config=config)
+    temperature = model.config.temperature / config.temperature
+    return replace(model, config=config, f=Tempered(model.f, temperature))
 
 
 def _model_state(state: dict[str, Any]) -> dict[str, Tensor]:

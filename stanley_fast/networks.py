@@ -111,6 +111,23 @@ class StridedConvEnergy(_ImageEnergy):
         super().__init__(channels, image_size, nn.Sequential(*net))
 
 
+class Tempered(nn.Module):
+    """f / temperature: what exp(f / temperature) is the law of, at temperature 1.
+
+    >>> import torch
+    >>> Tempered(nn.Flatten(0), 0.5)(torch.ones(2, 1))
+    tensor([2., 2.])
+    """
+
+    def __init__(self, f: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.f, self.temperature = f, temperature
+
+    def forward(self, z: Tensor) -> Tensor:
+        f: Tensor = self.f(z)
+        return f / self.temperature
+
+
 def _activation(negative_slope: float) -> nn.Module:
     return nn.LeakyReLU(negative_slope) if negative_slope else nn.ReLU()
 

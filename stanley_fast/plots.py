@@ -176,7 +176,7 @@ def curves(
         lines: a name -> its x and y, equally long, y positive.
         levels: a name -> its y, a dashed line.
     """
-    figure = _figure(7, 3.5)
+    figure = _figure(9, 3.5)
     axis = figure.subplots()
     for name, (at, values) in lines.items():
         axis.plot(at, values, marker="o", markersize=3, linewidth=1.5, label=name)
@@ -185,7 +185,7 @@ def curves(
     axis.set_yscale("log")
     axis.set_xlabel(x, **STYLE)
     axis.set_ylabel(y, **STYLE)
-    axis.legend(frameon=False, fontsize=8, labelcolor=INK)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8, labelcolor=INK)
     _plain(axis)
     _write(figure, path)
 

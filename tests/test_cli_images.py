@@ -123,16 +123,20 @@ def test_fid_of_a_run_and_of_arrays(trained: Path, capsys: pytest.CaptureFixture
 
 def test_inpaint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["inpaint", str(trained), "--n", "3", "--steps", "4", "--folder", "i"]
-    assert cli.main([*command, "--samplers", "stanley", "hmc"]) == 0
+    assert cli.main([*command, "--samplers", "stanley", "ascent"]) == 0
     out = capsys.readouterr().out
     assert [line.split("  ")[0] for line in out.splitlines()[:4]] == [
-        "on the hole", "mean colour", "STANLEY", "HMC",
+        "on the hole", "mean colour", "STANLEY", "Gradient ascent",
     ]  # fmt: skip
     assert "SSIM wants images of 11 pixels" in out
     rows = table("i/inpainting.csv")
-    assert [row["method"] for row in rows] == 3 * ["mean colour"] + 3 * ["STANLEY"] + 3 * ["HMC"]
+    assert [row["method"] for row in rows] == 3 * ["mean colour"] + 3 * ["STANLEY"] + 3 * [
+        "Gradient ascent"
+    ]
     assert all(0 < float(row["PSNR"]) < 60 for row in rows)
     assert Path("i/inpainting.png").exists()
+    line = fails(capsys, f"inpaint {trained} --samplers hmc", 2)
+    assert "sampler must keep pixels in [-1, 1] like training's, which hmc can't" in line
     # The user's own images, another model beside.
     np.save("mine.npy", load("digits", split="test").pixels[:2].numpy())
     shutil.copytree(trained, "copy")

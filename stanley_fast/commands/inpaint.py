@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +15,6 @@ from stanley_fast import image_runs, inpainting, keys, pictures, run_folder
 from stanley_fast.commands.common import positional, unset
 from stanley_fast.data import load, to_unit
 from stanley_fast.image_experiments import load_splits
-from stanley_fast.image_presets import with_sampler
 from stanley_fast.methods import SAMPLERS, SamplerName, SettingsError
 
 
@@ -68,8 +67,7 @@ class Inpaint:
                 )
         if self.samplers:
             first = models.pop(0)
-            configs = [with_sampler(first.config, name) for name in self.samplers]
-            models = [replace(first, config=config) for config in configs] + models
+            models = [image_runs.by_sampler(first, name) for name in self.samplers] + models
         image_key, mask_key, chain_key = keys.split(keys.key(self.seed), 3)
         images = self._images(models[0], image_key).to(device)
         try:
