@@ -22,17 +22,18 @@ DATA = {path.stem: path for path in PACKAGE.glob("data/*.py")}
 
 # A module may import from the layers above it here, never from its own or a later one.
 LAYERS = [
-    {"_direct", "_host", "backends", "checkpoint", "checks", "density", "extras"}
-    | {"metrics_log", "networks", "settings", "terminal"}
+    {"_direct", "_host", "backends", "checkpoint", "checks", "cuda_graph", "extras", "fingerprint"}
+    | {"metrics_log", "networks", "settings", "terminal", "weights"}
     | {"parallel", "threads"},
-    {"kernels", "reference", "saves", "schedules", "updates"},
+    {"density", "kernels", "reference", "saves", "schedules", "updates"},
     {"direct", "keys", "library", "transition"},
-    {"ops"},
+    {"diary", "ops"},
     {"metropolis_ops"},
     {"data", "distances", "doctor", "energies", "metropolis"},
     {"classifier", "hmc", "samplers"},
     {"fid", "fusion", "metrics", "targets"},
-    {"chain", "mlp"},
+    {"graphs", "mlp"},
+    {"chain"},
     {"diagnostics", "divergence", "plots", "starts", "warmup"},
     {"inpainting", "recipes", "trainer"},
     {"methods", "pictures"},
@@ -204,7 +205,8 @@ SIGNATURES = {
     "use_backend": "name",
     "backends": "",
     "sample": "f, z0, sampler, steps, *, key=None, record=(), keep_every=None, callback=None, "
-    "backprop_steps=0, compile=False, graph='auto', fused='auto', first=0, total=None",
+    "backprop_steps=0, compile=False, autocast=None, graph='auto', fused='auto', first=0, "
+    "total=None",
     "warm_up": "f, z0, sampler, steps, *, key=None, target=None",
     "Stanley": "threshold, step_size=1.0, noise_scale=1.0, *, stepsize='adaptive', norm='element', "
     "update='paper', clamp=None, rounding='nearest', adjusted=False",
