@@ -46,15 +46,16 @@ class Recorder:
         """Runs it on the stream that captures: kernels are loaded and chosen, workspaces made.
 
         Raises:
-            CannotCaptureError: it waits for the device, which a captured graph can't.
+            CannotCaptureError: it waits for the device, which a captured graph can't; or there is
+                too little memory.
         """
-        outer = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(outer)
-        with torch.cuda.stream(self.stream):
-            run()  # the first time may wait, to load and to choose
-            with _noticing_waits():
-                run()
-        outer.wait_stream(self.stream)
+        with self._explaining(torch.OutOfMemoryError) as outer:
+            self.stream.wait_stream(outer)
+            with torch.cuda.stream(self.stream):
+                run()  # the first time may wait, to load and to choose
+                with _noticing_waits():
+                    run()
+            outer.wait_stream(self.stream)
 
     def capture(self, run: Run) -> Run:
         """The replay of it.
@@ -62,19 +63,28 @@ class Recorder:
         Raises:
             CannotCaptureError: it can't be captured; nothing has run.
         """
-        outer = torch.cuda.current_stream(self.device)
         graph = torch.cuda.CUDAGraph()
+        # Other threads, a DataLoader's among them, may go on using CUDA meanwhile.
+        capturing = torch.cuda.graph(
+            graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
+        )
+        with self._explaining(RuntimeError), capturing:
+            run()
+        return graph.replay
+
+    @contextmanager
+    def _explaining(self, kind: type[RuntimeError]) -> Iterator[torch.cuda.Stream]:
+        """Errors of the kind are reasons. Afterwards the stream is what it was, and is given."""
+        outer = torch.cuda.current_stream(self.device)
         try:
-            # Other threads, a DataLoader's among them, may go on using CUDA meanwhile.
-            with torch.cuda.graph(
-                graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
-            ):
-                run()
-        except RuntimeError as error:
+            with torch.cuda.device(self.device):
+                yield outer
+        except CannotCaptureError:
+            raise
+        except kind as error:
             raise CannotCaptureError(str(error).strip().partition("\n")[0]) from error
         finally:
             torch.cuda.set_stream(outer)  # a capture that fails to end leaves its own behind
-        return graph.replay
 
 
 def recorder(device: torch.device) -> Recorder:

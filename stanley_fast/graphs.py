@@ -31,7 +31,8 @@ from stanley_fast.metropolis import MALA, MetropolisHastings
 from stanley_fast.samplers import GradientAscent, Langevin, Sampler, Stanley
 from stanley_fast.transition import State
 
-# Known to use the transition's number for nothing but its noise, and to keep nothing in Python.
+# Known to use the transition's number for its noise alone, to move the state in place, and to keep
+# nothing in Python.
 SAMPLERS = (Stanley, Langevin, GradientAscent, MALA, MetropolisHastings, HMC)
 
 LONGEST = 64  # transitions in a graph; a longer chain replays it several times
@@ -83,7 +84,7 @@ class Transitions:
                 state, info = sampler.step(state, density, self.key, k, first=first, total=total)
                 diary.write(k, state.z, info)
         keys.advance_(self.key, self.length * ((total + 3) // 4))
-        self.state = State(*map(_moved_to, state, self.state))  # type: ignore[arg-type]
+        self.state = state  # the same tensors, without what a transition does not hand on
         self._store(Pages(diary.stats(), diary.accepted, density.products()))
         density.restart()  # what it kept is the graph's
 
@@ -282,15 +283,6 @@ def _kind(request: Request, length: int, density: Density, z: Tensor) -> tuple[o
         torch.backends.cudnn.deterministic,
         torch.are_deterministic_algorithms_enabled(),
     )
-
-
-def _moved_to(new: Tensor | None, mine: Tensor | None) -> Tensor | None:
-    """`mine` with what is in `new`. None where a transition does not hand it on to the next."""
-    if new is None:
-        return None
-    if mine is None:
-        raise Misfit("the chain's state is of another form after a transition")
-    return mine if new is mine else mine.copy_(new)
 
 
 def _map(change: Callable[[Tensor], Tensor], state: State) -> State:

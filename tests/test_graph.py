@@ -8,7 +8,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -52,6 +52,7 @@ class Net(nn.Module):
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRecorder]:
     fake = FakeRecorder()
     monkeypatch.setattr(cuda_graph, "recorder", lambda device: fake)
+    monkeypatch.setattr(graphs, "LONGEST", 8)
     graphs._CACHE.clear()
     yield fake
     graphs._CACHE.clear()
@@ -97,7 +98,7 @@ def assert_same(got: sf.Chain, want: sf.Chain) -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("steps", [6, 131], ids=["one replay", "replays and a rest"])
+@pytest.mark.parametrize("steps", [6, 17], ids=["one replay", "replays and a rest"])
 def test_is_the_eager_chain(
     recorder: FakeRecorder, f: Net, z0: Tensor, name: str, steps: int
 ) -> None:
@@ -108,7 +109,7 @@ def test_is_the_eager_chain(
     length = graphs.segment(steps, None)
     assert recorder.captures == 1
     assert recorder.replays == 2 * (steps // length)
-    assert (steps % length > 0) == (steps == 131)
+    assert (steps % length > 0) == (steps == 17)
 
 
 def test_replays_draw_anew_and_a_saved_key_brings_one_back(
@@ -129,10 +130,10 @@ def test_other_dtypes(recorder: FakeRecorder, z0: Tensor, dtype: torch.dtype) ->
     assert_same(by_graph(f, z0, record=["grad_abs"]), by_step(f, z0, record=["grad_abs"]))
 
 
-@pytest.mark.parametrize(("keep_every", "length"), [(1, 1), (5, 5), (100, 50), (200, 53)])
+@pytest.mark.parametrize(("keep_every", "length"), [(1, 1), (5, 5), (18, 6), (99, 8)])
 def test_a_trace(recorder: FakeRecorder, f: Net, z0: Tensor, keep_every: int, length: int) -> None:
-    out = by_graph(f, z0, 107, keep_every=keep_every)
-    assert_same(out, by_step(f, z0, 107, keep_every=keep_every))
+    out = by_graph(f, z0, 41, keep_every=keep_every)
+    assert_same(out, by_step(f, z0, 41, keep_every=keep_every))
     assert out.rung.startswith(f"graph: {length} transitions")
 
 
@@ -177,7 +178,7 @@ def test_what_is_not_finite_is_found_after_the_chain(recorder: FakeRecorder, z0:
     def f(z: Tensor) -> Tensor:
         return (torch.where(z.detach() > 0.5, math.nan, 1.0) * z).sum(1)
 
-    start = torch.tensor([[-9.0], [-9.0], [-0.25], [-9.0]])
+    start = torch.tensor([[-2.0], [-2.0], [-0.25], [-2.0]])
     for steps, which in ((5, "chain 2"), (2 * graphs.LONGEST, "chain 0 and 3 more")):
         with pytest.raises(sf.NonFiniteError, match=f"NaN or infinity at step 2 in {which}: "):
             by_graph(f, start, steps, sf.Langevin(1.0, 0.0))
@@ -188,16 +189,16 @@ def test_what_is_not_finite_is_found_after_the_chain(recorder: FakeRecorder, z0:
 
 def test_auto_captures_at_the_second_call(recorder: FakeRecorder, f: Net, z0: Tensor) -> None:
     auto = partial(sample, f, z0, SAMPLERS["stanley"], key=KEY)
-    first = auto(20)
+    first = auto(7)
     assert first.rung.startswith("step: ")
     assert "not in a CUDA graph, because it is captured when asked for again" in first.rung
     for _ in range(2):
-        again = auto(20)
-        assert again.rung.startswith("graph: 20 transitions at a time in one CUDA graph; ")
+        again = auto(7)
+        assert again.rung.startswith("graph: 7 transitions at a time in one CUDA graph; ")
         assert_same(again, first)
     assert recorder.captures == 1
     assert auto(graphs.LONGEST * graphs.WORTH_IT).rung.startswith("graph: ")  # long: at the first
-    assert auto(20, graph=False).rung.endswith("not in a CUDA graph, because graph=False")
+    assert auto(7, graph=False).rung.endswith("not in a CUDA graph, because graph=False")
 
 
 def test_parameters_written_in_place_are_read(recorder: FakeRecorder, f: Net, z0: Tensor) -> None:
@@ -319,6 +320,19 @@ def test_methods_of_a_module_and_of_any_object(recorder: FakeRecorder, z0: Tenso
     assert recorder.captures == 2
 
 
+class Asks(Net):
+    asking: ClassVar[set[bool]] = set()
+
+    def forward(self, z: Tensor) -> Tensor:
+        self.asking.update(p.requires_grad for p in self.parameters())
+        return super().forward(z)
+
+
+def test_parameters_ask_for_nothing_within(recorder: FakeRecorder, z0: Tensor) -> None:
+    by_graph(Asks(), z0)
+    assert Asks.asking == {False}
+
+
 def test_a_graph_goes_with_its_f(recorder: FakeRecorder, z0: Tensor) -> None:
     f = Net()
     by_graph(f, z0)
@@ -331,13 +345,20 @@ def test_a_graph_goes_with_its_f(recorder: FakeRecorder, z0: Tensor) -> None:
 
 
 def test_few_graphs_are_kept(recorder: FakeRecorder, f: Net, z0: Tensor) -> None:
-    for steps in range(1, graphs.KEPT + 3):
-        by_graph(f, z0, steps)
+    many = [sf.Stanley(0.1 * n) for n in range(1, graphs.KEPT + 3)]
+    for sampler in many:
+        by_graph(f, z0, sampler=sampler)
     captures = recorder.captures
-    by_graph(f, z0, 3)  # which is among the last
+    by_graph(f, z0, sampler=many[2])  # which is among the last
     assert recorder.captures == captures
-    by_graph(f, z0, 1)
+    by_graph(f, z0, sampler=many[0])
     assert recorder.captures == captures + 1
+
+
+def test_chains_of_other_lengths_share_a_graph(recorder: FakeRecorder, f: Net, z0: Tensor) -> None:
+    for steps in (16, 8, 17):
+        assert_same(by_graph(f, z0, steps), by_step(f, z0, steps))
+    assert recorder.captures == 1
 
 
 # What has none, and why ---------------------------------------------------------------------------
@@ -409,7 +430,7 @@ def test_declined(recorder: FakeRecorder, f: Net, z0: Tensor, name: str) -> None
 def test_an_error_in_f_is_its_own(recorder: FakeRecorder, z0: Tensor) -> None:
     for graph in (True, "auto"):
         with pytest.raises(RuntimeError, match="f must return one log-density per chain"):
-            sample(lambda z: z, z0, SAMPLERS["stanley"], 300, key=KEY, graph=graph)
+            sample(lambda z: z, z0, SAMPLERS["stanley"], 30, key=KEY, graph=graph)
     assert not recorder.busy
 
 
