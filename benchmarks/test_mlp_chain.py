@@ -11,7 +11,6 @@ FLOP count the net's products forward and backward to its input.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -20,30 +19,13 @@ import torch
 from peak import peak
 from providers import available
 from timing import Candidate, interleaved
-from torch import Tensor, nn
-from toy import NOISE_SCALE, THRESHOLD, as_conv, by_autograd, naive
+from torch import Tensor
+from toy import NOISE_SCALE, THRESHOLD, as_conv, by_autograd, naive, torchebm
 
 import stanley_fast as sf
 
 CASES = {100: 100, 1_000: 100, 10_000: 10}  # chains: steps
 FLOP = 4 * (2 * 32 + 32 * 64 + 2 * 64 * 64) + 2 * 64  # of a chain's step
-
-
-def torchebm(net: nn.Module, z: Tensor, steps: int) -> Callable[[], object]:
-    """Its sampler, with the largest stepsize of ours: eta = 1/2 there is step_size 1 here."""
-    core = importlib.import_module("torchebm.core")
-    samplers = importlib.import_module("torchebm.samplers")
-
-    class Energy(core.BaseModel):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, x: Tensor) -> Tensor:
-            return -self.net(x).squeeze(1)
-
-    sampler = samplers.LangevinDynamics(Energy(), step_size=0.5, noise_scale=NOISE_SCALE)
-    return lambda: sampler.sample(x=z, n_steps=steps)
 
 
 def candidates(chains: int, steps: int) -> dict[str, Callable[[], object]]:
@@ -71,7 +53,7 @@ def candidates(chains: int, steps: int) -> dict[str, Callable[[], object]]:
         "compile": compiled,
     }
     if available("torchebm", "cpu") is None:
-        runs["torchebm"] = torchebm(f.net, z, steps)
+        runs["torchebm"] = torchebm(f, z, steps)
     return runs
 
 

@@ -1,8 +1,11 @@
-"""The paper's toy net as people write it without us: its layers as convolutions, its chain in eager
-torch.
+"""Chains as people write them without us, in eager torch and in TorchEBM; the paper's toy net in
+layers that are convolutions.
 """
 
 from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +29,35 @@ def by_autograd(f: nn.Module, z: Tensor, steps: int) -> Tensor:
         with torch.no_grad():
             z = naive(z, grad)
     return z
+
+
+def by_backward(f: nn.Module, z: Tensor, steps: int) -> Tensor:
+    """The common loop: f's parameters get their gradients too, which nobody reads."""
+    for _ in range(steps):
+        z = z.detach().requires_grad_()
+        with torch.enable_grad():
+            f(z).sum().backward()
+        assert z.grad is not None
+        with torch.no_grad():
+            z = naive(z, z.grad)
+    return z
+
+
+def torchebm(f: nn.Module, z: Tensor, steps: int) -> Callable[[], object]:
+    """Its sampler, with the largest stepsize of ours: eta = 1/2 there is step_size 1 here."""
+    core = importlib.import_module("torchebm.core")
+    samplers = importlib.import_module("torchebm.samplers")
+
+    class Energy(core.BaseModel):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = f
+
+        def forward(self, x: Tensor) -> Tensor:
+            return -self.f(x)
+
+    sampler = samplers.LangevinDynamics(Energy(), step_size=0.5, noise_scale=NOISE_SCALE)
+    return lambda: sampler.sample(x=z, n_steps=steps)
 
 
 def as_conv(f: sf.MLPEnergy) -> nn.Sequential:

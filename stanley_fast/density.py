@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -191,13 +191,18 @@ class Density:
         if not isinstance(self._owner, nn.Module):
             yield
             return
-        with weights.frozen(self._owner):
-            # torch.compile orders them itself, and would compile again for copies
-            if z is None or self.compiled or any(map(_is_compiled, self._owner.modules())):
-                yield
-                return
-            with weights.laid_out(self._owner, z, self.autocast):
-                yield
+        copies = None if z is None else self.copies(z)
+        with weights.frozen(self._owner), nullcontext() if copies is None else copies.read():
+            yield
+
+    def copies(self, z: Tensor) -> weights.Copies | None:
+        """Of a module's weights, as its layers read them fastest for batches like z."""
+        module = self._owner
+        if not isinstance(module, nn.Module):
+            return None
+        if self.compiled or any(map(_is_compiled, module.modules())):
+            return None  # torch.compile orders them itself, and would compile again for copies
+        return weights.Copies(module, z, self.autocast)
 
     @contextmanager
     def autocast_alone(self, device_type: str) -> Iterator[None]:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stanley_fast.weights import own
+
 MOST = 10_000  # things looked at, a few milliseconds
 
 _NUMBERS = {float, complex}  # by their spelling: NaN is not equal to itself
@@ -67,7 +69,7 @@ def fingerprint(roots: Iterable[object], device: torch.device) -> tuple[object, 
                 raise TooMuchError
             alive.append(x)
             if isinstance(x, Tensor):
-                found += _tensor(x, device)
+                found += _tensor(own(x), device)  # a chain in another thread may be at work
                 continue
             parts = _parts(x)
             found += (id(kind), id(x) if parts is None else len(parts))

@@ -12,14 +12,15 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from stanley_fast import cuda_graph, fusion, keys
+from stanley_fast import cuda_graph, fusion, keys, weights
 from stanley_fast.backends import select
 from stanley_fast.cuda_graph import CannotCaptureError, Recorder
 from stanley_fast.density import Density
@@ -67,10 +68,18 @@ class Transitions:
         pages: of the last run.
     """
 
-    def __init__(self, request: Request, length: int, state: State, key: Tensor) -> None:
+    def __init__(
+        self,
+        request: Request,
+        length: int,
+        state: State,
+        key: Tensor,
+        copies: weights.Copies | None,
+    ) -> None:
         self.request, self.length = request, length
         self.state = _map(torch.clone, state)
         self.key = key.clone()
+        self.copies = copies
         self.pages = Pages({}, None, None)
         self._settled = False
 
@@ -79,7 +88,7 @@ class Transitions:
         sampler, record, *_, first, total = self.request
         state, diary = self.state, Diary(self.state.z, sampler, record, self.length)
         density.restart(deferred=True)
-        with density.frozen_parameters(state.z):
+        with density.frozen_parameters(), self._copies():
             for k in range(self.length):
                 state, info = sampler.step(state, density, self.key, k, first=first, total=total)
                 diary.write(k, state.z, info)
@@ -87,6 +96,15 @@ class Transitions:
         self.state = state  # the same tensors, without what a transition does not hand on
         self._store(Pages(diary.stats(), diary.accepted, density.products()))
         density.restart()  # what it kept is the graph's
+
+    @contextmanager
+    def _copies(self) -> Iterator[None]:
+        if self.copies is None:
+            yield
+            return
+        self.copies.refresh()
+        with self.copies.read(alone=True):  # another thread's would be gone at a replay
+            yield
 
     def _store(self, pages: Pages) -> None:
         if not self._settled:
@@ -108,11 +126,12 @@ class Transitions:
 
 @dataclass
 class Captured:
-    """Transitions and the graph of them."""
+    """Transitions and the graph of them, which reads `copies` of weights."""
 
     transitions: Transitions
     replay: Callable[[], None]
     recorder: Recorder
+    copies: list[Tensor]
 
     def run(
         self, z0: Tensor, steps: int, key: Tensor, diary: Diary, density: Density
@@ -188,7 +207,7 @@ def fit(
     try:
         with _LOCK:
             return _find(density, z0, request, key, insist)
-    except CannotCaptureError as error:
+    except (CannotCaptureError, weights.InUseError) as error:
         raise Misfit(str(error)) from error
     except TooMuchError:
         raise Misfit("too many objects are within f's reach to see whether one changes") from None
@@ -236,12 +255,16 @@ def capture(
     Raises:
         CannotCaptureError: why it can't be.
     """
-    transitions = Transitions(request, length, start(z0, request.sampler, density), key)
+    state, copies = start(z0, request.sampler, density), density.copies(z0)
+    transitions = Transitions(request, length, state, key, copies)
     run = lambda: transitions.run(density)  # noqa: E731
     with recorder.alone():
         recorder.rehearse(run)
         transitions.settle()
-        return Captured(transitions, recorder.capture(run), recorder)
+        replay = recorder.capture(run)
+    transitions.copies = None  # it holds f's layers; what a graph reads is in these
+    read: list[Tensor] = [] if copies is None else list(copies.pairs.values())
+    return Captured(transitions, replay, recorder, read)
 
 
 def segment(steps: int, keep_every: int | None) -> int:

@@ -7,6 +7,7 @@ makes their activations so, where that is faster.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -35,41 +36,102 @@ def frozen(module: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-@contextmanager
-def laid_out(module: nn.Module, z: Tensor, autocast: torch.dtype | None) -> Iterator[None]:
-    """Layers read copies of their weights, where that is faster for a batch like z.
+class Copies:
+    """Copies of a module's weights, for layers to read where they are faster for a batch like z.
 
-    The module's own parameters are back in their places afterwards, on errors too, and are never
-    written; within, they are not what `module.parameters()` gives.
+    The module's own parameters are never written, and are back in their places afterwards.
 
     Args:
         autocast: the dtype in which torch.autocast computes f, if it does.
 
+    Attributes:
+        pairs: each weight with its copy.
+
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten())
-    >>> with laid_out(net, torch.zeros(16, 3, 8, 8), None):
+    >>> with Copies(net, torch.zeros(16, 3, 8, 8), None).read():
     ...     net[0].weight.is_contiguous(memory_format=torch.channels_last)
     True
     >>> net[0].weight.is_contiguous()
     True
     """
-    layers = [m for m in module.modules() if type(m) in _PRODUCTS and _is_plain(m)]
-    last = channels_last_pays(module.modules(), z, autocast)
-    copies: dict[nn.Parameter, nn.Parameter] = {}  # a tied weight has one
-    replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
-    try:
-        for layer in layers:
-            for name, own in list(layer._parameters.items()):
-                if type(own) is not nn.Parameter or own.layout != torch.strided:
-                    continue  # not ours to copy, or another thread's copy
-                if own not in copies:
-                    copies[own] = _copy(own, last and type(layer) in _CONVOLUTIONS, autocast)
-                if copies[own] is not own:
-                    layer._parameters[name] = copies[own]
-                    replaced.append((layer, name, own))
-        yield
-    finally:
-        for layer, name, own in replaced:
-            layer._parameters[name] = own
+
+    def __init__(self, module: nn.Module, z: Tensor, autocast: torch.dtype | None) -> None:
+        self.pairs: dict[nn.Parameter, _Copy] = {}  # a tied weight has one
+        self._places: list[tuple[nn.Module, str, nn.Parameter]] = []
+        last = channels_last_pays(module.modules(), z, autocast)
+        for layer in module.modules():
+            if type(layer) not in _PRODUCTS or not _is_plain(layer):
+                continue
+            for name, held in layer._parameters.items():
+                own = held.own if isinstance(held, _Copy) else held
+                if type(own) is nn.Parameter and own.layout == torch.strided:
+                    self._add(layer, name, own, last and type(layer) in _CONVOLUTIONS, autocast)
+
+    def _add(
+        self,
+        layer: nn.Module,
+        name: str,
+        own: nn.Parameter,
+        channels_last: bool,
+        autocast: torch.dtype | None,
+    ) -> None:
+        """Unless the weight is already as it should be."""
+        dtype = autocast if autocast and own.dtype == torch.float32 else own.dtype
+        order = torch.channels_last if channels_last and own.dim() == 4 else torch.preserve_format
+        data = own.detach()
+        wanted = data.to(dtype=dtype, memory_format=order)
+        if wanted is not data:
+            self.pairs.setdefault(own, _Copy(wanted, own))
+            self._places.append((layer, name, own))
+
+    def refresh(self) -> None:
+        """The weights as they are now."""
+        for own, copy in self.pairs.items():
+            copy.copy_(own)
+
+    @contextmanager
+    def read(self, *, alone: bool = False) -> Iterator[None]:
+        """Layers read the copies. Where another thread's are in place, those: they say the same.
+
+        Raises:
+            InUseError: that is so, and `alone`.
+        """
+        mine = []
+        with _LOCK:
+            for layer, name, own in self._places:
+                if layer._parameters[name] is own:
+                    layer._parameters[name] = self.pairs[own]
+                    mine.append((layer, name, own))
+        try:
+            if alone and len(mine) < len(self._places):
+                raise InUseError("another thread has f in use")
+            yield
+        finally:
+            for layer, name, own in mine:
+                layer._parameters[name] = own
+
+
+class InUseError(RuntimeError):
+    """Another thread's copies are in place."""
+
+
+class _Copy(nn.Parameter):
+    """What a layer reads in place of its `own`."""
+
+    own: nn.Parameter
+
+    def __new__(cls, data: Tensor, own: nn.Parameter) -> _Copy:
+        copy: _Copy = super().__new__(cls, data, requires_grad=False)
+        copy.own = own
+        return copy
+
+
+_LOCK = threading.Lock()
+
+
+def own(x: Tensor) -> Tensor:
+    """The weight that x is a copy of, or x itself."""
+    return x.own if isinstance(x, _Copy) else x
 
 
 def channels_last_pays(
@@ -98,16 +160,3 @@ def channels_last_pays(
 def _is_plain(layer: nn.Module) -> bool:
     """Nobody looks on who might want to see the parameters themselves."""
     return not (layer._forward_pre_hooks or layer._forward_hooks or "forward" in vars(layer))
-
-
-def _copy(own: nn.Parameter, channels_last: bool, autocast: torch.dtype | None) -> nn.Parameter:
-    """`own` itself where it is already as it should be."""
-    dtype = autocast if autocast and own.dtype == torch.float32 else own.dtype
-    order = torch.channels_last if channels_last and own.dim() == 4 else torch.preserve_format
-    data = own.detach()
-    wanted = data.to(dtype=dtype, memory_format=order)
-    return own if wanted is data else _Copy(wanted, requires_grad=False)
-
-
-class _Copy(nn.Parameter):
-    """Told from a module's own parameters by its class."""

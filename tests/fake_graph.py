@@ -12,6 +12,7 @@ write, and a replay makes the same operations on the same memory. As on a GPU
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -100,18 +101,21 @@ class Tape(TorchDispatchMode):
 class FakeRecorder:
     """In place of `cuda_graph.Recorder`."""
 
+    lock = threading.Lock()
+
     def __init__(self) -> None:
         self.captures = self.replays = 0
-        self.busy = False
+        self.busy: int | None = None  # the thread
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        assert not self.busy, "it must not be entered twice"
-        self.busy = True
-        try:
-            yield
-        finally:
-            self.busy = False
+        assert self.busy != threading.get_ident(), "it must not be entered twice"
+        with self.lock:
+            self.busy = threading.get_ident()
+            try:
+                yield
+            finally:
+                self.busy = None
 
     def rehearse(self, run: Callable[[], None]) -> None:
         assert self.busy

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from fake_graph import FakeRecorder
+from gpu import sampled
 from torch import Tensor, nn
 
 import stanley_fast as sf
@@ -443,3 +444,36 @@ def test_segments(steps: int) -> None:
         kept = graphs.segment(steps, keep_every)
         assert 1 <= kept <= graphs.LONGEST
         assert keep_every > steps or keep_every % kept == 0
+
+
+# What a GPU is asked ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sampled.cases("cpu"))
+def test_the_gpu_suite_s_cases(recorder: FakeRecorder, name: str) -> None:
+    """benchmarks/gpu_suite.py runs them on a GPU's own graphs."""
+    sampled.cases("cpu")[name]()
+    assert recorder.replays > 0 or name == "f that waits"
+
+
+BROKEN: dict[str, tuple[Any, str, Any, Callable[[str], float], str]] = {
+    "nothing is replayed": (
+        FakeRecorder, "capture", lambda self, run: lambda: None,
+        partial(sampled.eager_chain, sampled.SAMPLERS["stanley"]), "drew the same noise",
+    ),
+    "replaced parameters": (
+        graphs, "fingerprint", lambda roots, device: (), sampled.parameters, "as they were",
+    ),
+    "kept for ever": (graphs, "_CACHE", {}, sampled.goes_with_f, "an f that is gone is kept"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_gpu_suite_s_cases_can_fail(
+    recorder: FakeRecorder, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    owner, attribute, wrong, case, message = BROKEN[name]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, attribute, wrong)
+        with pytest.raises(AssertionError, match=message):
+            case("cpu")

@@ -22,10 +22,10 @@ DATA = {path.stem: path for path in PACKAGE.glob("data/*.py")}
 
 # A module may import from the layers above it here, never from its own or a later one.
 LAYERS = [
-    {"_direct", "_host", "backends", "checkpoint", "checks", "cuda_graph", "extras", "fingerprint"}
+    {"_direct", "_host", "backends", "checkpoint", "checks", "cuda_graph", "extras"}
     | {"metrics_log", "networks", "settings", "terminal", "weights"}
     | {"parallel", "threads"},
-    {"density", "kernels", "reference", "saves", "schedules", "updates"},
+    {"density", "fingerprint", "kernels", "reference", "saves", "schedules", "updates"},
     {"direct", "keys", "library", "transition"},
     {"diary", "ops"},
     {"metropolis_ops"},

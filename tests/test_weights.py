@@ -111,7 +111,7 @@ def test_where_it_pays(name: str) -> None:
     f = make()
     assert weights.channels_last_pays(f.modules(), z, None) == pays
     before = Snapshot(f)
-    with weights.laid_out(f, z, None):
+    with weights.Copies(f, z, None).read():
         changed = any(
             p is not own for p, (_, own) in zip(f.parameters(), before.parameters, strict=True)
         )
@@ -137,7 +137,7 @@ def test_a_tied_weight_has_one_copy() -> None:
     f = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1))
     f[1].weight = f[0].weight
     before = Snapshot(f)
-    with weights.laid_out(f, images(), None):
+    with weights.Copies(f, images(), None).read():
         assert f[1].weight is f[0].weight
         assert f[0].weight is not before.parameters[0][1]
     before.assert_back()
@@ -148,7 +148,7 @@ def test_what_others_look_at_is_left_alone() -> None:
     f = conv_net()
     f.net[0].register_forward_pre_hook(lambda module, args: None)
     f.net[2].forward = f.net[2].forward
-    with weights.laid_out(f, images(), None):
+    with weights.Copies(f, images(), None).read():
         assert in_last_order(f) == [False, False, True]
     parametrizations.spectral_norm(f.net[4])
     sample(f, images(), SAMPLER, 2, key=sf.key(3))
@@ -178,14 +178,14 @@ def test_two_threads_leave_a_module_as_it_was() -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def first() -> None:
-        with weights.laid_out(f, images(), None):
+        with weights.Copies(f, images(), None).read():
             inside.set()
             leave.wait(60)
 
     thread = threading.Thread(target=first)
     thread.start()
     assert inside.wait(60)
-    with weights.laid_out(f, images(), None):
+    with weights.Copies(f, images(), None).read():
         assert in_last_order(f) == [True] * 3
         leave.set()
         thread.join()
@@ -261,7 +261,7 @@ def test_weights_are_rounded_once_a_chain() -> None:
     f = nn.Sequential(
         nn.Linear(2, 4), nn.LayerNorm(4), nn.Embedding(3, 3), nn.Linear(4, 1).double()
     )
-    with weights.laid_out(f, points(), torch.bfloat16):
+    with weights.Copies(f, points(), torch.bfloat16).read():
         dtypes = [p.dtype for p in f.parameters()]
     assert dtypes == [torch.bfloat16] * 2 + [torch.float32] * 3 + [torch.float64] * 2
 
