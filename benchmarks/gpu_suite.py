@@ -27,7 +27,9 @@ from typing import Any, NamedTuple
 
 # Seconds for one process of each part. Values run in a process per backend and dtype, several at a
 # time: on a GPU most of their time is Triton's compiler.
-LIMITS = {"correctness": 140, "large": 60, "graphs": 35, "chains": 60, "timings": 130}
+LIMITS = {
+    "correctness": 140, "large": 60, "graphs": 60, "chains": 60, "conv": 120, "timings": 130,
+}  # fmt: skip
 WHOLE = 465  # seconds for all
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -91,7 +93,7 @@ def main() -> int:
 
 
 def processes(part: str, backends: list[str]) -> list[Process]:
-    if part == "timings":
+    if part in ("conv", "timings"):
         return [Process(part, "all", "all")]
     if part == "chains":  # which only Triton has on a GPU
         return [Process(part, "triton", "all")] if "triton" in backends else []
@@ -139,7 +141,7 @@ def start(args: argparse.Namespace, process: Process, deadline: float, rows_file
 def run_part(process: Process, device: str, rows_file: Path) -> None:
     """In the process of its own."""
     import torch
-    from gpu import chains, correctness, graphs, large, timings
+    from gpu import chains, conv, correctness, graphs, large, timings
     from gpu.rows import Rows
 
     import stanley_fast as sf
@@ -148,8 +150,8 @@ def run_part(process: Process, device: str, rows_file: Path) -> None:
     rows = Rows(rows_file, part, backend)
     if device == "cpu" or part == "correctness":
         torch.set_num_threads(1)
-    if part == "timings":
-        timings.run(rows, device)
+    if part in ("conv", "timings"):
+        {"conv": conv, "timings": timings}[part].run(rows, device)
         return
     with sf.use_backend(backend):
         if part == "correctness":

@@ -21,8 +21,7 @@ from peak import peak
 from providers import available
 from timing import Candidate, interleaved
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-from toy import NOISE_SCALE, THRESHOLD, by_autograd, by_backward, naive, torchebm
+from toy import NOISE_SCALE, THRESHOLD, by_autograd, by_backward, flop, naive, torchebm
 
 import stanley_fast as sf
 from stanley_fast.networks import StridedConvEnergy
@@ -54,13 +53,6 @@ def candidates(f: nn.Module, z: Tensor, steps: int) -> dict[str, Callable[[], ob
     if available("torchebm", "cpu") is None:
         runs["torchebm"] = torchebm(f, z, steps)
     return runs
-
-
-def flop(f: nn.Module, z: Tensor) -> int:
-    """Of one transition: each product forward, and again back to its input."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        f(z)
-    return 2 * int(counter.get_total_flops())
 
 
 @pytest.mark.parametrize("images", BATCHES)

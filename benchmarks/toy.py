@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import stanley_fast as sf
 
@@ -58,6 +59,13 @@ def torchebm(f: nn.Module, z: Tensor, steps: int) -> Callable[[], object]:
 
     sampler = samplers.LangevinDynamics(Energy(), step_size=0.5, noise_scale=NOISE_SCALE)
     return lambda: sampler.sample(x=z, n_steps=steps)
+
+
+def flop(f: nn.Module, z: Tensor) -> int:
+    """Of one gradient by z: each product forward, and again back to its input."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        f(z)
+    return 2 * int(counter.get_total_flops())
 
 
 def as_conv(f: sf.MLPEnergy) -> nn.Sequential:

@@ -232,5 +232,6 @@ def test_dry_run(compiled: None, tmp_path: Path) -> None:
         "large",
         "graphs",
         "chains",
+        "conv",
         "timings",
     }  # type: ignore[attr-defined]
