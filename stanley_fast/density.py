@@ -197,12 +197,9 @@ class Density:
 
     def copies(self, z: Tensor) -> weights.Copies | None:
         """Of a module's weights, as its layers read them fastest for batches like z."""
-        module = self._owner
-        if not isinstance(module, nn.Module):
+        if self.compiled or not isinstance(self._owner, nn.Module):
             return None
-        if self.compiled or any(map(_is_compiled, module.modules())):
-            return None  # torch.compile orders them itself, and would compile again for copies
-        return weights.Copies(module, z, self.autocast)
+        return weights.Copies(self._owner, z, self.autocast)
 
     @contextmanager
     def autocast_alone(self, device_type: str) -> Iterator[None]:
@@ -245,19 +242,18 @@ class _Watch:
         self.steps += 1
 
     def finish(self, steps: int, z: Tensor) -> None:
-        last = z.detach().sum().reshape(1)
-        if bool(torch.cat([*self.pending, last]).isfinite().all()):  # the device is waited for once
+        last = z.detach().sum()
+        if self.pending:  # the device is waited for once
+            fine = bool(torch.cat([*self.pending, last.reshape(1)]).isfinite().all())
+        else:
+            fine = math.isfinite(last.item())
+        if fine:
             return
         if self.pending:
             bad = torch.cat(self.pending).isfinite().logical_not_().nonzero()
             if len(bad):
                 raise NonFiniteError(int(bad[0]), _bad_chains(z), "the state or the gradient of f")
         raise_if_not_finite(steps, z, "the state")
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    """By torch.compile(module) or module.compile()."""
-    return "_orig_mod" in module._modules or module._compiled_call_impl is not None
 
 
 def raise_if_not_finite(step: int, tensor: Tensor, what: str) -> None:

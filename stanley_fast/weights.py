@@ -8,7 +8,7 @@ makes their activations so, where that is faster.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -58,8 +58,11 @@ class Copies:
     def __init__(self, module: nn.Module, z: Tensor, autocast: torch.dtype | None) -> None:
         self.pairs: dict[nn.Parameter, _Copy] = {}  # a tied weight has one
         self._places: list[tuple[nn.Module, str, nn.Parameter]] = []
-        last = channels_last_pays(module.modules(), z, autocast)
-        for layer in module.modules():
+        modules = list(module.modules())
+        last = channels_last_pays(modules, z, autocast)
+        if (not last and autocast is None) or any(map(_is_compiled, modules)):
+            return
+        for layer in modules:
             if type(layer) not in _PRODUCTS or not _is_plain(layer):
                 continue
             for name, held in layer._parameters.items():
@@ -135,7 +138,7 @@ def own(x: Tensor) -> Tensor:
 
 
 def channels_last_pays(
-    modules: Iterable[nn.Module], z: Tensor, autocast: torch.dtype | None
+    modules: Sequence[nn.Module], z: Tensor, autocast: torch.dtype | None
 ) -> bool:
     """Whether convolutions, forward and back to their input, are faster in channels-last order.
 
@@ -143,10 +146,9 @@ def channels_last_pays(
     the smallest work. On a GPU tensor cores want it, which float32 convolutions use as TF32. Not
     for 1 x 1 kernels alone, which are matrix products, nor with InstanceNorm2d, which is slower.
     """
-    kinds = list(modules)
-    if any(isinstance(m, nn.InstanceNorm2d) for m in kinds):
+    if not any(type(m) in _CONVOLUTIONS and max(m.kernel_size) > 1 for m in modules):  # type: ignore[arg-type]
         return False
-    if not any(type(m) in _CONVOLUTIONS and max(m.kernel_size) > 1 for m in kinds):  # type: ignore[arg-type]
+    if any(isinstance(m, nn.InstanceNorm2d) for m in modules):
         return False
     dtype = autocast if autocast and z.dtype == torch.float32 else z.dtype
     if z.is_cpu:
@@ -155,6 +157,11 @@ def channels_last_pays(
         return False
     tf32 = dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision != "ieee"  # type: ignore[attr-defined]
     return dtype in _HALVES or tf32
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """By torch.compile, which orders weights itself, and would compile again for copies."""
+    return "_orig_mod" in module._modules or module._compiled_call_impl is not None
 
 
 def _is_plain(layer: nn.Module) -> bool:
