@@ -170,8 +170,9 @@ def save(facts: dict[str, Any], rows_file: Path) -> None:
 
 def machine_facts(args: argparse.Namespace) -> dict[str, Any]:
     """The CPU's facts, and the GPU's as its driver tells them; nothing is changed."""
-    import machine
     import torch
+
+    from stanley_fast.bench import machine
 
     found = machine.facts()
     found["commit"] = found["commit"] or args.commit

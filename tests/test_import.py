@@ -19,6 +19,7 @@ KERNELS = Path(importlib.import_module("stanley_fast.kernels").__file__ or "").p
 MODULES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 COMMANDS = {path.stem: path for path in PACKAGE.glob("commands/*.py") if path.stem != "__init__"}
 DATA = {path.stem: path for path in PACKAGE.glob("data/*.py")}
+BENCH = {path.stem: path for path in PACKAGE.glob("bench/*.py")}
 
 # A module may import from the layers above it here, never from its own or a later one.
 LAYERS = [
@@ -39,7 +40,7 @@ LAYERS = [
     {"methods", "pictures"},
     {"ergodicity", "experiments", "image_experiments", "image_quality"},
     {"image_presets", "run_folder"},
-    {"image_runs", "runs"},
+    {"bench", "image_runs", "runs"},
     {"comparison", "image_comparison"},
     {"commands"},
     {"cli"},
@@ -118,6 +119,12 @@ def test_commands_import_what_is_below_them_and_share_common(command: str) -> No
 def test_data_imports_what_is_below_it(module: str) -> None:
     names = from_the_package(imports(DATA[module])) - {"data"}
     assert all(LAYER[name] < LAYER["data"] for name in names)
+
+
+@pytest.mark.parametrize("module", sorted(BENCH))
+def test_bench_imports_what_is_below_it(module: str) -> None:
+    names = from_the_package(imports(BENCH[module])) - {"bench"}
+    assert all(LAYER[name] < LAYER["bench"] for name in names)
 
 
 @pytest.mark.parametrize("module", ["energies", "metrics", "targets"])

@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from toy import NOISE_SCALE, THRESHOLD, by_autograd, by_backward, flop, naive
+from toy import NOISE_SCALE, THRESHOLD, by_autograd, by_backward, naive
 
 import stanley_fast as sf
-from gpu.chains import median
 from gpu.rows import MISS, NOT_RUN, PASS, Rows, reason
-from gpu.timings import guarded, synchronize
+from gpu.timings import clocked, guarded
+from stanley_fast.bench import work
+from stanley_fast.bench.timing import Run, synchronize
 from stanley_fast.networks import StridedConvEnergy
 
 NETS: dict[str, Callable[..., nn.Module]] = {"conv": sf.ConvEnergy, "strided": StridedConvEnergy}
@@ -29,8 +30,6 @@ PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.
 IMAGES, STEPS = 64, 100
 SAMPLER = sf.Stanley(THRESHOLD, noise_scale=NOISE_SCALE)
 OVER_LOOP = 3.0  # the common loop's time over the graph's, in bfloat16
-
-Run = Callable[[], object]
 
 
 def run(rows: Rows, device: str) -> None:
@@ -71,7 +70,7 @@ def timed(rows: Rows, runs: dict[str, Run], label: dict[str, Any], device: str) 
     medians: dict[str, float] = {}
     for name, call in runs.items():
         try:
-            medians[name] = median(call, device)
+            medians |= clocked({name: call}, device)
         except Exception as error:
             if name.startswith(("step", "graph")):
                 raise
@@ -91,7 +90,7 @@ def verdict(
 ) -> None:
     """The graph is faster than each of the others, channels-last copies than f's own weights."""
     ours = medians["graph"]
-    row = {**label, "tflops": round(flop(f, z) * steps / ours / 1e12, 1)}
+    row = {**label, "tflops": round(work.gradient(f, z).flops * steps / ours / 1e12, 1)}
     row |= {f"{n}_over_this": round(s / ours, 2) for n, s in medians.items() if n != "graph"}
     others = [n for n in ("step", "grad", "compile") if n in medians]
     reached = all(medians[n] > ours for n in others)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import stanley_fast as sf
 from gpu import data, sampled
+from gpu.capture import captured
 from gpu.data import HYPER, NOISE_SCALE
 from gpu.rows import MISS, NOT_RUN, PASS, Rows
 
@@ -94,19 +95,12 @@ def graph(chain: Callable[[Tensor, Tensor], None], dtype: torch.dtype) -> float:
     """Two replays from one state differ, each equals eager, a saved key brings one back."""
     start = data.random((SIZE,), dtype).cuda()
     z, key, first_key = start.clone(), sf.key(21, "cuda"), sf.key(21, "cuda")
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # warm: kernels are compiled and loaded outside the capture
-        chain(z.clone(), key.clone())
-    torch.cuda.current_stream().wait_stream(side)
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        chain(z, key)
+    play = captured(lambda: chain(z, key), warm=lambda: chain(z.clone(), key.clone()))
 
     def replay(from_key: Tensor) -> Tensor:
         z.copy_(start)
         key.copy_(from_key)
-        captured.replay()
+        play()
         return z.clone()
 
     def eager(from_key: Tensor) -> tuple[Tensor, Tensor]:
