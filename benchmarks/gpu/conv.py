@@ -1,137 +1,149 @@
 """Chains of convolutional nets: from a CUDA graph, step by step, and as people write them.
 
-backward: the common loop, `f(z).sum().backward()` with the weights' gradients and eager equations,
-in float32 as torch has it; grad: the same with torch.autograd.grad, in the row's precision;
-compile: one transition under torch.compile(mode="reduce-overhead"), which uses CUDA graphs too. In
-float32 convolutions are TF32 unless torch is told otherwise. Milliseconds a transition by the
-host's clock.
+At each precision: backward, the common loop, `f(z).sum().backward()` with the weights' gradients
+and eager equations; grad, the same with torch.autograd.grad; graphed, grad's loop as one CUDA
+graph; compile, its transition under torch.compile(mode="reduce-overhead"), which uses CUDA graphs
+too; torchebm, TorchEBM's sampler. float32 is IEEE's; tf32 what torch does convolutions in unless
+told; bfloat16 is autocast's. Milliseconds a transition by the host's clock.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from toy import NOISE_SCALE, THRESHOLD, by_autograd, by_backward, naive
+from toy import NOISE_SCALE, THRESHOLD, by_autograd, by_backward, by_compile, torchebm
 
 import stanley_fast as sf
-from gpu.rows import MISS, NOT_RUN, PASS, Rows, reason
-from gpu.timings import clocked, guarded
+from gpu.capture import captured
+from gpu.rows import MISS, NOT_RUN, PASS, Rows
+from gpu.timings import clocked, guarded, made
 from stanley_fast.bench import work
+from stanley_fast.bench.ceilings import Precision, peaks, products
 from stanley_fast.bench.timing import Run, synchronize
 from stanley_fast.networks import StridedConvEnergy
 
 NETS: dict[str, Callable[..., nn.Module]] = {"conv": sf.ConvEnergy, "strided": StridedConvEnergy}
-PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
-IMAGES, STEPS = 64, 100
+PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bfloat16")
+IMAGES, STEPS, DRY = 64, 100, (4, 2)  # the paper's batch and K
 SAMPLER = sf.Stanley(THRESHOLD, noise_scale=NOISE_SCALE)
-OVER_LOOP = 3.0  # the common loop's time over the graph's, in bfloat16
+OVER_LOOP = 3.0  # the common float32 loop's time over the graph's, in bfloat16
 
 
 def run(rows: Rows, device: str) -> None:
     for net, make in NETS.items():
-        for precision in PRECISIONS:
-            small = device == "cpu"
-            f = (make(width=4, image_size=8) if small else make()).to(device)
-            what = f"{net} {precision}"
-            guarded(rows, what, compare, rows, net, precision, f, device)
+        torch.manual_seed(0)
+        f = (make() if device == "cuda" else make(width=4, image_size=8)).to(device)
+        common: dict[str, float] = {}
+        for kind in PRECISIONS if device == "cuda" else ("float32", "bfloat16"):
+            guarded(rows, f"{net} {kind}", compare, rows, net, kind, f, device, common)
 
 
-def compare(rows: Rows, net: str, precision: str, f: nn.Module, device: str) -> None:
-    images, steps = (IMAGES, STEPS) if device == "cuda" else (4, 2)
+@contextmanager
+def within(kind: Precision, device: str) -> Iterator[None]:
+    """Everything computed in a precision, bfloat16 by autocast; a CPU's float32 is one of them."""
+    with products(kind), torch.autocast(device, torch.bfloat16, enabled=kind == "bfloat16"):
+        yield
+
+
+def compare(
+    rows: Rows, net: str, kind: Precision, f: nn.Module, device: str, common: dict[str, float]
+) -> None:
+    """`common` keeps the common loop's seconds, by precision."""
+    images, steps = (IMAGES, STEPS) if device == "cuda" else DRY
     size: Any = f.shape
     z = sf.normal((images, *size), sf.key(0, device))
-    autocast = PRECISIONS[precision]
-    label: dict[str, Any] = {"net": net, "dtype": precision, "images": images, "steps": steps}
-    rest: dict[str, Any] = {"z0": z, "sampler": SAMPLER, "steps": steps, "autocast": autocast}
-    ours = partial(sf.sample, key=sf.key(1, device), **rest)
-    runs: dict[str, Run] = {"step": partial(ours, f, graph=False)}
+    label: dict[str, Any] = {"net": net, "dtype": kind, "images": images, "steps": steps}
+    torch._dynamo.reset()  # compiled for each precision, and compilations are limited
+    with products(kind):
+        runs = ours(f, z, steps, kind, device)
+        if device == "cuda":
+            label["capture_ms"] = round(capture(runs) * 1e3, 1)
+    with within(kind, device):
+        others = made(rows, "conv chain", baselines(f, z, steps, net, device), device, label)
+    everything = runs | {name: partial(_in, kind, device, run) for name, run in others.items()}
+    with products(kind):
+        medians = clocked(everything, device)
+    if "backward" in medians:
+        common[kind] = medians["backward"]
+    each = {f"{name}_ms": round(s / steps * 1e3, 4) for name, s in medians.items()}
+    rows.add("conv chain, a transition", "", **label, **each)
     if device == "cuda":
-        label["capture_ms"] = round(captured(partial(ours, f)) * 1e3, 1)
-        runs["graph"] = partial(ours, f, graph=True)
-        runs["graph, no copies"] = partial(ours, lambda z: f(z), graph=True)  # not seen as a module
-    runs["backward"] = partial(by_backward, f, z, steps)
-    runs["grad"] = partial(in_precision, autocast, device, partial(by_autograd, f, z, steps))
-    if net == "conv" and device == "cuda":
-        runs["compile"] = partial(in_precision, autocast, device, compiled(f, z, steps))
-    medians = timed(rows, runs, label, device)
-    if device == "cuda" and "graph" in medians:
-        verdict(rows, f, z, steps, medians, label)
-    elif device != "cuda":
+        verdict(rows, f, z, medians, label, common)
+    else:
         rows.add("conv chain from a graph", NOT_RUN, detail="needs CUDA", **label)
 
 
-def timed(rows: Rows, runs: dict[str, Run], label: dict[str, Any], device: str) -> dict[str, float]:
-    """Seconds; what does not run is a row of its own, and a failure if it is ours."""
-    medians: dict[str, float] = {}
-    for name, call in runs.items():
-        try:
-            medians |= clocked({name: call}, device)
-        except Exception as error:
-            if name.startswith(("step", "graph")):
-                raise
-            rows.add(f"conv chain, {name}", NOT_RUN, detail=reason(error), **label)
-    each = {f"{name}_ms": round(s / label["steps"] * 1e3, 4) for name, s in medians.items()}
-    rows.add("conv chain, a transition", "", **label, **each)
-    return medians
+def ours(f: nn.Module, z: Tensor, steps: int, kind: Precision, device: str) -> dict[str, Run]:
+    autocast = torch.bfloat16 if kind == "bfloat16" else None
+    rest: dict[str, Any] = {"z0": z, "sampler": SAMPLER, "steps": steps, "autocast": autocast}
+    go = partial(sf.sample, key=sf.key(1, device), **rest)
+    runs: dict[str, Run] = {"step": partial(go, f, graph=False)}
+    if device == "cuda":
+        runs["graph"] = partial(go, f, graph=True)
+        if kind != "float32":  # which gets no copies of weights
+            runs["graph, no copies"] = partial(go, lambda z: f(z), graph=True)  # seen as no module
+    return runs
+
+
+def baselines(
+    f: nn.Module, z: Tensor, steps: int, net: str, device: str
+) -> dict[str, Callable[[], Run]]:
+    found: dict[str, Callable[[], Run]] = {
+        "backward": lambda: partial(by_backward, f, z, steps),
+        "grad": lambda: partial(by_autograd, f, z, steps),
+        "torchebm": lambda: torchebm(f, z, steps),
+    }
+    if device == "cuda":
+        found["graphed"] = lambda: captured(partial(by_autograd, f, z, steps))
+    if device == "cuda" and net == "conv":  # which takes a while to compile
+        found["compile"] = lambda: partial(by_compile(f, steps, "reduce-overhead"), z)
+    return found
+
+
+def _in(kind: Precision, device: str, run: Run) -> object:
+    with within(kind, device):
+        return run()
+
+
+def capture(runs: dict[str, Run]) -> float:
+    """Seconds of the call that captures; the one before it has loaded and chosen the kernels."""
+    runs["step"]()
+    synchronize("cuda")
+    begin = perf_counter()
+    runs["graph"]()
+    synchronize("cuda")
+    return perf_counter() - begin
 
 
 def verdict(
     rows: Rows,
     f: nn.Module,
     z: Tensor,
-    steps: int,
     medians: dict[str, float],
     label: dict[str, Any],
+    common: dict[str, float],
 ) -> None:
     """The graph is faster than each of the others, channels-last copies than f's own weights."""
-    ours = medians["graph"]
-    row = {**label, "tflops": round(work.gradient(f, z).flops * steps / ours / 1e12, 1)}
-    row |= {f"{n}_over_this": round(s / ours, 2) for n, s in medians.items() if n != "graph"}
-    others = [n for n in ("step", "grad", "compile") if n in medians]
-    reached = all(medians[n] > ours for n in others)
-    target = " ".join(f"{n}_over_this>1" for n in others)
-    if label["dtype"] == "bfloat16":
-        reached = reached and medians["backward"] >= OVER_LOOP * ours
-        target += f" backward_over_this>={OVER_LOOP}"
+    graph, kind = medians["graph"], label["dtype"]
+    rate = work.chain(f, z, label["steps"]).flops / graph
+    row = {**label, "tflop_per_s": round(rate / 1e12, 1)}
+    row["of_peak"] = round(rate / peaks("cuda")[kind].rate, 3)
+    row |= {f"{n}_over_this": round(s / graph, 2) for n, s in medians.items() if n != "graph"}
+    beaten = [name for name in ("step", "grad", "compile") if name in medians]
+    reached = all(medians[name] > graph for name in beaten)
+    target = " ".join(f"{name}_over_this>1" for name in beaten)
+    if kind == "bfloat16":
+        row |= {f"{n}_loop_over_this": round(s / graph, 2) for n, s in common.items()}
+        reached = reached and common.get("float32", 0.0) >= OVER_LOOP * graph
+        target += f" float32_loop_over_this>={OVER_LOOP}"
     rows.add("conv chain from a graph", PASS if reached else MISS, **row, target=target)
-    pays = medians["graph, no copies"] / ours
-    label = {**label, "without_over_this": round(pays, 2), "target": "without_over_this>=1"}
-    rows.add("copies of weights", PASS if pays >= 1 else MISS, **label)
-
-
-def captured(ours: Callable[..., object]) -> float:
-    """Seconds of the call that captures; the one before it has loaded and chosen the kernels."""
-    ours(graph=False)
-    synchronize("cuda")
-    begin = time.perf_counter()
-    ours(graph=True)
-    synchronize("cuda")
-    return time.perf_counter() - begin
-
-
-def in_precision(autocast: torch.dtype | None, device: str, call: Run) -> object:
-    with torch.autocast(device, autocast, enabled=autocast is not None):
-        return call()
-
-
-def compiled(f: nn.Module, z: Tensor, steps: int) -> Run:
-    """One transition; parameters without a gradient, as no transition needs one."""
-
-    @partial(torch.compile, mode="reduce-overhead", fullgraph=True, dynamic=False)
-    def transition(z: Tensor) -> Tensor:
-        return naive(z, torch.func.grad(lambda x: f(x).float().sum())(z))
-
-    @torch.no_grad()
-    def chain() -> Tensor:
-        state = z
-        for _ in range(steps):
-            torch.compiler.cudagraph_mark_step_begin()
-            state = transition(state).clone()
-        return state
-
-    return chain
+    if "graph, no copies" in medians:
+        pays = medians["graph, no copies"] / graph
+        more = {**label, "without_over_this": round(pays, 2), "target": "without_over_this>=1"}
+        rows.add("copies of weights", PASS if pays >= 1 else MISS, **more)
