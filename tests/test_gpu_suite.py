@@ -21,7 +21,7 @@ from gpu import runs
 from gpu.rows import FAIL
 from gpu.state import State
 
-from stanley_fast.image_experiments import preset
+from stanley_fast.image_presets import preset
 
 # Several calls ------------------------------------------------------------------------------------
 

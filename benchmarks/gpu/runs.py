@@ -28,7 +28,7 @@ from stanley_fast.data import Images, load, to_pixels
 from stanley_fast.experiments import TARGETS
 from stanley_fast.experiments import preset as toy_preset
 from stanley_fast.image_experiments import ImageConfig
-from stanley_fast.image_experiments import preset as image_preset
+from stanley_fast.image_presets import preset as image_preset
 from stanley_fast.methods import RunConfig
 from stanley_fast.runs import new_model
 from stanley_fast.starts import Start
@@ -132,7 +132,7 @@ def run(rows: Rows, kind: Kind, precision: Precision, device: str, options: Opti
             "iterations": done,
             "seconds": round(took, 1),
             "gap": trainer.metrics["gap"],
-            "rung": _rung(here, trainer),
+            "rung": _rung(here, trainer, precision),
         }
         if kind == "cifar":
             row["data"] = "synthetic" if images is None else f"{len(images)} of {images.name}"
@@ -190,11 +190,12 @@ def whole(here: Job, done: int, took: float) -> dict[str, Any]:
     }
 
 
-def _rung(here: Job, trainer: sf.Trainer) -> str:
-    """How the trainer's chains ran, by one of them."""
+def _rung(here: Job, trainer: sf.Trainer, precision: Precision) -> str:
+    """How the trainer's chains ran, by one like them."""
     z = here.start.start(here.config.batch_size, sf.key(0, here.device), here.observations())
-    with trainer.autocast:
-        return sf.sample(trainer.f, z, trainer.sampler, 1, key=sf.key(1, here.device)).rung
+    with torch.autocast(here.device, torch.bfloat16, enabled=precision == "bfloat16"):
+        chain = partial(sf.sample, trainer.f, z, trainer.sampler, here.config.transitions)
+        return chain(key=sf.key(1, here.device)).rung
 
 
 def _flops(here: Job) -> int:

@@ -6,7 +6,6 @@ cache. A timed stretch of calls is queued behind a sleeping kernel, so that no l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ from gpu import data, metropolis
 from gpu.capture import captured
 from gpu.data import DTYPES
 from gpu.rows import FAIL, MISS, NOT_RUN, PASS, Rows, reason
-from stanley_fast.bench.timing import Candidate, Run, by_events, interleaved, rotating
+from stanley_fast.bench.timing import Candidate, Run, beyond_cache, by_events, interleaved, rotating
 
 SIZES = tuple(2**i for i in (16, 18, 20, 22, 24, 26, 28))
 DRY_SIZES = (2**8, 2**10)
@@ -103,10 +102,7 @@ def rates(seconds: float, moved: int, times: dict[str, float]) -> dict[str, floa
 
 def states(size: int, dtype: torch.dtype, device: str) -> list[tuple[Tensor, Tensor]]:
     """Pairs of z and gradient, enough to push each other out of the cache."""
-    count = 2
-    if device == "cuda":
-        cache = torch.cuda.get_device_properties(0).L2_cache_size
-        count = min(512, max(2, math.ceil(2 * cache / (size * dtype.itemsize))))
+    count = max(2, beyond_cache(size * dtype.itemsize, device))
 
     def normals(scale: float) -> Tensor:
         return torch.randn(size, device=device).mul_(scale).to(dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +15,7 @@ from stanley_fast.backends import FASTEST, backends, use_backend
 from stanley_fast.bench import baselines, ceilings, work
 from stanley_fast.bench.ceilings import Precision
 from stanley_fast.bench.results import COPY, Result
-from stanley_fast.bench.timing import Candidate, Run, by_events, interleaved, rotating
+from stanley_fast.bench.timing import Candidate, Run, beyond_cache, by_events, interleaved, rotating
 from stanley_fast.bench.work import Work
 from stanley_fast.chain import sample
 from stanley_fast.energies import MLPEnergy
@@ -69,7 +68,7 @@ class Case:
     def measure(self, device: str, peaks: dict[str, ceilings.Peak], budget: float = 4.0) -> Result:
         """All ways in turns, and a copy of as many bytes, for about `budget` seconds."""
         moved = min(self.work.bytes, LARGEST_COPY)
-        copies = [ceilings.copy(moved, device) for _ in range(_copies(moved, device))]
+        copies = [ceilings.copy(moved, device) for _ in range(beyond_cache(moved, device))]
         runs = self.candidates | {COPY: Candidate(rotating(copies))}
         if self.kernels and device == "cuda":
             seconds = by_events(runs)
@@ -82,17 +81,9 @@ class Case:
         )
 
 
-def _copies(nbytes: int, device: str) -> int:
-    """So many buffers of `nbytes` that on a GPU they push each other out of the cache."""
-    if device == "cpu":
-        return 1
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
-    return min(512, max(1, math.ceil(2 * cache / max(1, nbytes))))
-
-
-def cases(device: str, sizes: Sizes | None = None) -> Iterator[Callable[[], Case]]:
+def cases(device: str) -> Iterator[Callable[[], Case]]:
     """Each makes a case, whose tensors are gone when it is."""
-    sizes = sizes or (ON_GPU if device == "cuda" else ON_CPU)
+    sizes = ON_GPU if device == "cuda" else ON_CPU
     for elements in sizes.steps:
         yield partial(_step, elements, device)
     yield partial(_toy, *sizes.toy, device)
@@ -110,16 +101,17 @@ def ours(device: str) -> tuple[list[str], dict[str, str]]:
     return [name for name in FASTEST[device] if name not in missing] or ["reference"], missing
 
 
-def _with(backends_: tuple[list[str], dict[str, str]], run: Run) -> dict[str, Candidate]:
-    return {f"ours, {name}": Candidate(run, partial(use_backend, name)) for name in backends_[0]}
+def _on_each(names: list[str], run: Run) -> dict[str, Candidate]:
+    """The same call on each of these backends."""
+    return {f"ours, {name}": Candidate(run, partial(use_backend, name)) for name in names}
 
 
 def _step(elements: int, device: str) -> Case:
     """In place; on a GPU round states that together exceed its cache."""
-    key, known = keys.key(0, device), ours(device)
+    key, (names, missing) = keys.key(0, device), ours(device)
     states = [
         (torch.randn(elements, device=device), 0.1 * torch.randn(elements, device=device))
-        for _ in range(_copies(2 * 4 * elements, device))
+        for _ in range(beyond_cache(2 * 4 * elements, device))
     ]
     scales: dict[str, Any] = {"threshold": THRESHOLD, "noise_scale": NOISE_SCALE}
 
@@ -130,10 +122,8 @@ def _step(elements: int, device: str) -> Case:
     naive = each(lambda z, grad: partial(baselines.naive, z, grad, **scales))
     tuned = each(lambda z, grad: baselines.tuned(z, grad, **scales))
     plain = {"naive": Candidate(naive), "tuned": Candidate(tuned)}
-    return Case(
-        "step", f"{elements:,} elements", work.step(elements), _with(known, mine) | plain,
-        known[1], kernels=True,
-    )  # fmt: skip
+    size, runs = f"{elements:,} elements", _on_each(names, mine) | plain
+    return Case("step", size, work.step(elements), runs, missing, kernels=True)
 
 
 def _toy(chains: int, steps: int, device: str) -> Case:
@@ -154,6 +144,7 @@ def _chain(what: str, f: nn.Module, z: Tensor, steps: int, precision: Precision)
     sampler, key = Stanley(THRESHOLD, noise_scale=NOISE_SCALE), keys.key(1, z.device)
     mine = partial(sample, f, z, sampler, steps, key=key)
     theirs = partial(baselines.by_autograd, f, z, steps, THRESHOLD, NOISE_SCALE)
+    mine()  # after which a graph may be captured
     rung = mine().rung
     name = f"ours: sample(), rung {rung.partition(':')[0]}"
     one, update = work.gradient(f, z), work.step(z.numel())
@@ -175,7 +166,7 @@ def _seeded(make: Callable[[], nn.Module]) -> nn.Module:
 
 def accept(chains: int, width: int, device: str) -> Case:
     """Every proposal is accepted, since it is the state itself, and copied."""
-    key, known = keys.key(0, device), ours(device)
+    key, (names, missing) = keys.key(0, device), ours(device)
     z, grad = (torch.randn(chains, width, device=device) for _ in range(2))
     f = torch.zeros(chains, device=device)
     z_new, grad_new, f_new = z.clone(), grad.clone(), f.clone()
@@ -185,7 +176,6 @@ def accept(chains: int, width: int, device: str) -> Case:
         metropolis_ops.accept_(z, grad, f, z_new, grad_new, f_new, ratio, key)
 
     theirs = partial(baselines.accept, (z, grad, f), (z_new, grad_new, f_new), **ADJUSTED)
-    return Case(
-        "accept", f"{chains:,} chains of {width:,}", work.accept(chains * width),
-        _with(known, mine) | {"eager": Candidate(theirs)}, known[1], kernels=True,
-    )  # fmt: skip
+    size, runs = f"{chains:,} chains of {width:,}", _on_each(names, mine)
+    runs["eager"] = Candidate(theirs)
+    return Case("accept", size, work.accept(chains * width), runs, missing, kernels=True)

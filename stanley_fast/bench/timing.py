@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -101,6 +102,17 @@ def stretch(candidate: Candidate, calls: int) -> float:
         end.record()
         end.synchronize()
     return float(begin.elapsed_time(end)) * 1e-3 / calls
+
+
+def beyond_cache(nbytes: int, device: str) -> int:
+    """How many buffers of `nbytes`, taken in turns, push each other out of a GPU's cache.
+
+    One on a CPU: a state is in its caches, if it fits, when its gradient has just been made.
+    """
+    if device == "cpu":
+        return 1
+    cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    return min(512, max(2, math.ceil(2 * cache / max(1, nbytes))))
 
 
 def rotating(runs: Sequence[Run]) -> Run:
