@@ -59,9 +59,12 @@ def test_results_of_another_machine_are_not_gone_on_with(state: State) -> None:
         State.load(state.path, {"gpu": "two", "commit": "5"}, ("gpu", "commit"))
 
 
-@pytest.mark.parametrize(("left", "status"), [(10.0, 0), (36.0, 1)])
+LIMIT = gpu_suite.LIMITS["graphs"]
+
+
+@pytest.mark.parametrize(("left", "status"), [(LIMIT - 1, 0), (LIMIT + 1, 1)])
 def test_a_process_starts_if_it_can_end(
-    state: State, monkeypatch: pytest.MonkeyPatch, left: float, status: int
+    state: State, monkeypatch: pytest.MonkeyPatch, left: int, status: int
 ) -> None:
     ran = []
 
@@ -77,7 +80,7 @@ def test_a_process_starts_if_it_can_end(
 def test_a_process_that_ends_badly_is_a_failing_row(
     state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    endings = [subprocess.CompletedProcess([], -11), subprocess.TimeoutExpired("", 35)]
+    endings = [subprocess.CompletedProcess([], -11), subprocess.TimeoutExpired("", LIMIT)]
 
     def run(command: list[str], **rest: object) -> object:
         ending = endings.pop(0)
@@ -86,7 +89,7 @@ def test_a_process_that_ends_badly_is_a_failing_row(
         return ending
 
     monkeypatch.setattr(gpu_suite.subprocess, "run", run)
-    for told in ("the process ended with -11", "stopped after 35 s"):
+    for told in ("the process ended with -11", f"stopped after {LIMIT} s"):
         assert gpu_suite.start(ARGS, GRAPHS, time.monotonic() + 100, state)
         assert state.rows[-1]["verdict"] == FAIL
         assert state.rows[-1]["detail"].startswith(told)

@@ -117,10 +117,9 @@ faster than a copy."""
 COUNTED = {
     "step": "z and its gradient read, z written; 10 FLOPs an element, without those of its noise, "
     "so that states in a cache stay far below the copy",
-    "toy chain": "the net of the paper's rings, 10 593 parameters; weights and states read once, "
-    "states written once; FLOPs of products",
-    "conv chain": "the paper's net for CIFAR-10, 215 041 parameters; weights and states read once, "
-    "states written once; FLOPs of convolutions",
+    "toy chain": "the net of the paper's rings; weights and states read once, states written once; "
+    "FLOPs of products",
+    "conv chain": "the paper's net for CIFAR-10, unless another is named; likewise",
     "accept": "two states and gradients of adjusted STANLEY read, one of each written; 22 FLOPs an "
     "element, in float64",
 }
