@@ -17,11 +17,14 @@ import gpu_suite
 import numpy as np
 import pytest
 import torch
-from gpu import runs
-from gpu.rows import FAIL
+from gpu import conv, runs
+from gpu.rows import FAIL, MISS, PASS, load
 from gpu.state import State
 
+from stanley_fast.bench import work
+from stanley_fast.bench.ceilings import Peak
 from stanley_fast.image_presets import preset
+from stanley_fast.networks import ConvEnergy
 
 # Several calls ------------------------------------------------------------------------------------
 
@@ -120,6 +123,41 @@ def test_what_the_suite_refuses(
     with pytest.raises(SystemExit):
         gpu_suite.arguments()
     assert message in capsys.readouterr().err
+
+
+# Verdicts -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "verdict"),
+    [
+        ("tf32", {}, PASS),
+        ("tf32", {"compile": 0.09}, MISS),
+        ("bfloat16", {}, PASS),
+        ("bfloat16", {"common": 0.29}, MISS),
+    ],
+)
+def test_targets_of_conv_chains(
+    kind: str,
+    changed: dict[str, float],
+    verdict: str,
+    state: State,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The graph takes 0.1 s: others must take longer, the common loop over three times as long."""
+    monkeypatch.setattr(conv, "peaks", lambda device: {kind: Peak(1e12, "")})
+    times = {"graph": 0.1, "step": 0.2, "grad": 0.2, "compile": 0.11, "common": 0.31} | changed
+    loop = {"float32": times.pop("common"), kind: 0.2}
+    f = ConvEnergy(3, 4, 2, 8)
+    rows = state.rows_of(GRAPHS)
+    label = {"dtype": kind, "steps": 3}
+    conv.verdict(rows, f, torch.zeros(2, 3, 8, 8), times, label, loop)
+    (row,) = load(rows.path)
+    assert row["verdict"] == verdict
+    assert row["grad_over_this"] == 2
+    rate = work.chain(f, torch.zeros(2, 3, 8, 8), 3).flops / 0.1
+    assert row["of_peak"] == pytest.approx(rate / 1e12, abs=1e-3)
+    assert ("float32_loop_over_this>=3.0" in row["target"]) == (kind == "bfloat16")
 
 
 # The paper's runs ---------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ def captured(run: Run, warm: Run | None = None) -> Run:
         (warm or run)()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
+    torch.clear_autocast_cache()  # weights that autocast rounds are rounded in the graph
     with torch.cuda.graph(graph):
         run()
+    torch.clear_autocast_cache()
     return graph.replay
