@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 import stanley_fast as sf
+from stanley_fast.bench import baselines, ceilings
+from stanley_fast.bench.timing import Run
 
 THRESHOLD, NOISE_SCALE = 0.05, 0.1
 SCALES: dict[str, Any] = {"threshold": THRESHOLD, "noise_scale": NOISE_SCALE}
-
-Run = Callable[[], object]
 
 
 class Provider(NamedTuple):
@@ -40,10 +40,8 @@ class Provider(NamedTuple):
 # What people write without us --------------------------------------------------------------------
 
 
-def naive(z: Tensor, grad: Tensor) -> Tensor:
-    """Eqs. 4 and 5 as one types them."""
-    gamma = THRESHOLD / torch.clamp(grad.abs(), min=THRESHOLD)
-    return z + gamma / 2 * grad + torch.sqrt(gamma) * NOISE_SCALE * torch.randn_like(z)
+naive = partial(baselines.naive, **SCALES)
+"""Eqs. 4 and 5 as one types them."""
 
 
 def _naive(z: Tensor, grad: Tensor, key: Tensor) -> Run:
@@ -51,20 +49,12 @@ def _naive(z: Tensor, grad: Tensor, key: Tensor) -> Run:
 
 
 def _tuned(z: Tensor, grad: Tensor, key: Tensor) -> Run:
-    gamma, noise = torch.empty_like(z), torch.empty_like(z)
-
-    def step() -> Tensor:
-        torch.abs(grad, out=gamma)
-        gamma.clamp_(min=THRESHOLD).reciprocal_().mul_(THRESHOLD)
-        noise.normal_(std=NOISE_SCALE)
-        return z.addcmul_(gamma, grad, value=0.5).addcmul_(gamma.sqrt_(), noise)
-
-    return step
+    return baselines.tuned(z, grad, **SCALES)
 
 
 @cache
 def _compiled() -> Callable[[Tensor, Tensor], Tensor]:
-    return torch.compile(naive, fullgraph=True, dynamic=False)
+    return torch.compile(lambda z, grad: naive(z, grad), fullgraph=True, dynamic=False)
 
 
 def _inductor(z: Tensor, grad: Tensor, key: Tensor) -> Run:
@@ -98,9 +88,7 @@ def _functional(z: Tensor, grad: Tensor, key: Tensor) -> Run:
 
 
 def _copy(z: Tensor, grad: Tensor, key: Tensor) -> Run:
-    source = z.new_ones(3 * z.numel() // 2)
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)
+    return ceilings.copy(3 * z.numel() * z.element_size(), z.device.type)
 
 
 def _triad(z: Tensor, grad: Tensor, key: Tensor) -> Run:

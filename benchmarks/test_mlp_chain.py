@@ -5,93 +5,54 @@
 linear, conv: the net in nn.Linear, or in 1x1 nn.Conv2d as the paper has it, autograd.grad and the
 equations in eager torch. compile: one transition in torch.compile. torchebm, where it is installed
 (pip install torchebm): its LangevinDynamics.sample on the energy -f, f in nn.Linear, which is an
-Euler-Maruyama step with one stepsize for all, so less work than STANLEY's. Interleaved medians;
-FLOP count the net's products forward and backward to its input.
+Euler-Maruyama step with one stepsize for all, so less work than STANLEY's.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from peak import peak
 from providers import available
-from timing import Candidate, interleaved
-from torch import Tensor, nn
-from toy import NOISE_SCALE, THRESHOLD, as_conv, by_autograd, naive
+from torch import Tensor
+from toy import NOISE_SCALE, THRESHOLD, as_conv, by_autograd, by_compile, torchebm
 
 import stanley_fast as sf
+from stanley_fast.bench import work
+from stanley_fast.bench.cases import Case
+from stanley_fast.bench.timing import Candidate, Run
 
 CASES = {100: 100, 1_000: 100, 10_000: 10}  # chains: steps
-FLOP = 4 * (2 * 32 + 32 * 64 + 2 * 64 * 64) + 2 * 64  # of a chain's step
 
 
-def torchebm(net: nn.Module, z: Tensor, steps: int) -> Callable[[], object]:
-    """Its sampler, with the largest stepsize of ours: eta = 1/2 there is step_size 1 here."""
-    core = importlib.import_module("torchebm.core")
-    samplers = importlib.import_module("torchebm.samplers")
-
-    class Energy(core.BaseModel):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, x: Tensor) -> Tensor:
-            return -self.net(x).squeeze(1)
-
-    sampler = samplers.LangevinDynamics(Energy(), step_size=0.5, noise_scale=NOISE_SCALE)
-    return lambda: sampler.sample(x=z, n_steps=steps)
-
-
-def candidates(chains: int, steps: int) -> dict[str, Callable[[], object]]:
+def toy_chain(chains: int, steps: int) -> Case:
     torch.manual_seed(0)
     f = sf.MLPEnergy().requires_grad_(False)
-    conv = as_conv(f)
-    z = 2 * sf.normal((chains, 2), sf.key(0))
-    point = z[:, :, None, None]
+    z: Tensor = 2 * sf.normal((chains, 2), sf.key(0))
     sampler, key = sf.Stanley(THRESHOLD, noise_scale=NOISE_SCALE), sf.key(1)
-
-    @torch.compile
-    def transition(z: Tensor) -> Tensor:
-        return naive(z, torch.func.grad(lambda x: f.net(x).sum())(z))
-
-    def compiled() -> Tensor:
-        state = z
-        for _ in range(steps):
-            state = transition(state)
-        return state
-
-    runs: dict[str, Callable[[], object]] = {
-        "ours": lambda: sf.sample(f, z, sampler, steps, key=key, fused=True),
-        "linear": lambda: by_autograd(f.net, z, steps),
-        "conv": lambda: by_autograd(conv, point, steps),
-        "compile": compiled,
+    runs: dict[str, Run] = {
+        "ours": partial(sf.sample, f, z, sampler, steps, key=key, fused=True),
+        "linear": partial(by_autograd, f.net, z, steps),
+        "conv": partial(by_autograd, as_conv(f), z[:, :, None, None], steps),
+        "compile": partial(by_compile(f, steps), z),
     }
-    if available("torchebm", "cpu") is None:
-        runs["torchebm"] = torchebm(f.net, z, steps)
-    return runs
+    missing = available("torchebm", "cpu")
+    if missing is None:
+        runs["torchebm"] = torchebm(f, z, steps)
+    return Case(
+        "toy chain",
+        f"{chains:,} chains, K = {steps}",
+        work.chain(f, z, steps),
+        {name: Candidate(run) for name, run in runs.items()},
+        {} if missing is None else {"torchebm": missing},
+    )
 
 
 @pytest.mark.parametrize("chains", CASES)
-def test_mlp_chain(
-    benchmark: Any, chains: int, threads: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    steps = CASES[chains]
-    runs = candidates(chains, steps)
-    turns = {name: Candidate(run) for name, run in runs.items()}
-    medians = interleaved(turns, rounds=(9, 31), budget=20.0)
-    rate = FLOP * chains * steps / medians["ours"]
-    share = rate / threads / peak()
-    benchmark.extra_info.update(
-        chains=chains, steps=steps, threads=threads, seconds=medians, flops=rate, peak=peak()
-    )
-    ratios = ", ".join(f"{medians[n] / medians['ours']:.1f}x {n}" for n in medians if n != "ours")
-    with capsys.disabled():
-        print(
-            f"\n{chains:,} chains, {steps} steps, {threads} threads: {medians['ours'] * 1e3:.2f} "
-            f"ms, {rate / 1e9:.0f} GFLOP/s, {share:.0%} of {threads} x {peak() / 1e9:.0f}; {ratios}"
-        )
-    benchmark(runs["ours"])
+def test_mlp_chain(benchmark: Any, chains: int, measure: Callable[..., None]) -> None:
+    case = toy_chain(chains, CASES[chains])
+    measure(case)
+    benchmark(case.candidates["ours"].run)

@@ -9,35 +9,24 @@ conftest.py writes the results.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from machine import cores
 from providers import BASELINES, BOUNDS, PROVIDERS, available, ours
 from report import Row
-from timing import Candidate, interleaved
 
 import stanley_fast as sf
+from stanley_fast.bench.timing import Candidate, interleaved
 
 SIZES, FULL_SIZES = (200, 10_000, 196_608, 2**22, 2**24), (2**26,)
 DTYPES, FULL_DTYPES = ("float32", "float64"), ("float16", "bfloat16")
-THREADS = sorted({1, cores()})
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     full = metafunc.config.getoption("--full")
     metafunc.parametrize("size", SIZES + FULL_SIZES * full)
     metafunc.parametrize("dtype", DTYPES + FULL_DTYPES * full)
-
-
-@pytest.fixture(params=THREADS)
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @torch.no_grad()

@@ -2,11 +2,13 @@
 
     pytest benchmarks/test_training.py --benchmark-only
 
-fused: `Trainer`, as it runs by itself. steps: the same with a net whose class the kernels do not
-know, so f is called at every transition and the parameters' gradient is autograd's; our noise and
-transition. conv: plain torch as people write it, the net in 1x1 nn.Conv2d, autograd.grad, the
-equations in eager torch, Adam. Interleaved medians, and the time of the paper's 10 000 iterations
-that follows from them, without evaluations and pictures.
+ours: `Trainer`, as it runs by itself. ours, by steps: the same with a net whose class the kernels
+do not know, so f is called at every transition and the parameters' gradient is autograd's; our
+noise and transition. linear, conv: plain torch as people write it, the net in nn.Linear or 1x1
+nn.Conv2d, autograd.grad, the equations in eager torch, Adam. compile: linear's transition in
+torch.compile. torchebm, where it is installed: its sampler in linear's place; its own trainer does
+not start. The paper's 10 000 iterations take as many times an iteration, without evaluations and
+pictures.
 """
 
 from __future__ import annotations
@@ -15,15 +17,27 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import pytest
 import torch
-from timing import Candidate, interleaved
+from providers import available
 from torch import nn
-from toy import NOISE_SCALE, THRESHOLD, as_conv, by_autograd
+from toy import (
+    NOISE_SCALE,
+    THRESHOLD,
+    Chain,
+    as_conv,
+    by_autograd,
+    by_compile,
+    iteration,
+    torchebm_chain,
+)
 
 import stanley_fast as sf
+from stanley_fast.bench import work
+from stanley_fast.bench.cases import Case
+from stanley_fast.bench.timing import Candidate, Run
+from stanley_fast.bench.work import Work
 
-BATCH, STEPS, ITERATIONS = 100, 100, 10_000
+BATCH, STEPS = 100, 100
 ADAM = partial(torch.optim.Adam, lr=1e-4)
 
 
@@ -31,10 +45,10 @@ class ByStep(sf.MLPEnergy):
     """Runs step by step: the kernels do not know its class."""
 
 
-def ours(f: nn.Module) -> Callable[[], object]:
+def ours(f: nn.Module, device: str = "cpu") -> Run:
     """An iteration of `Trainer`, which `fit` makes: with its checks and metrics, without a log."""
     trainer = sf.Trainer(
-        f,
+        f.to(device),
         sf.Rings().sample,
         sf.Stanley(THRESHOLD, noise_scale=NOISE_SCALE),
         start=sf.NoiseStart(2.0),
@@ -49,33 +63,50 @@ def ours(f: nn.Module) -> Callable[[], object]:
     return trainer._iteration
 
 
-def conv(f: sf.MLPEnergy) -> Callable[[], object]:
-    net = as_conv(f).requires_grad_()
-    optimizer = ADAM(net.parameters())
+def plain(net: nn.Module, chain: Chain, shape: tuple[int, ...] = (BATCH, 2)) -> Run:
+    """An iteration in plain torch; points are as `net` takes them, of `shape`."""
     rings, key = sf.Rings(), sf.key(0)
-
-    def iteration() -> float:
-        x = rings.sample(BATCH, sf.advance_(key, BATCH))[:, :, None, None]
-        z = by_autograd(net, 2 * torch.randn(BATCH, 2, 1, 1), STEPS)
-        loss = net(z).mean() - net(x).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return iteration
-
-
-def test_training(benchmark: Any, threads: int, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.manual_seed(0)
-    runs = {"fused": ours(sf.MLPEnergy()), "steps": ours(ByStep()), "conv": conv(sf.MLPEnergy())}
-    turns = {name: Candidate(run) for name, run in runs.items()}
-    medians = interleaved(turns, rounds=(9, 31), budget=20.0)
-    benchmark.extra_info.update(threads=threads, seconds=medians)
-    each = ", ".join(
-        f"{name} {seconds * 1e3:.2f} ms ({ITERATIONS:,} in {seconds * ITERATIONS:,.0f} s)"
-        for name, seconds in medians.items()
+    return iteration(
+        net,
+        chain,
+        start=lambda: 2 * torch.randn(shape),
+        data=lambda: rings.sample(BATCH, sf.advance_(key, BATCH)).view(shape),
+        optimizer=ADAM,
     )
-    with capsys.disabled():
-        print(f"\nan iteration, {threads} threads: {each}")
-    benchmark(runs["fused"])
+
+
+def training() -> Case:
+    torch.manual_seed(0)
+    linear, conv = sf.MLPEnergy(), as_conv(sf.MLPEnergy()).requires_grad_()
+    by_linear = partial(by_autograd, linear, steps=STEPS)
+    runs: dict[str, Run] = {
+        "ours": ours(sf.MLPEnergy()),
+        "ours, by steps": ours(ByStep()),
+        "linear": plain(linear, by_linear),
+        "conv": plain(conv, partial(by_autograd, conv, steps=STEPS), (BATCH, 2, 1, 1)),
+        "compile": plain(linear, by_compile(linear, STEPS)),
+    }
+    missing = available("torchebm", "cpu")
+    if missing is None:
+        chain = torchebm_chain(linear, STEPS, torch.device("cpu"))
+        runs["torchebm"] = plain(linear, chain)
+    return Case(
+        "training",
+        f"batch {BATCH}, K = {STEPS}",
+        iteration_work(sf.MLPEnergy(), torch.zeros(BATCH, 2), STEPS),
+        {name: Candidate(run) for name, run in runs.items()},
+        {} if missing is None else {"torchebm": missing},
+    )
+
+
+def iteration_work(f: nn.Module, z: torch.Tensor, steps: int) -> Work:
+    """The chain's, and f with its parameters' gradient at observations and chains."""
+    learn = work.counted(lambda: f(torch.cat([z, z])).mean().backward())
+    chain = work.chain(f, z, steps)
+    return Work(chain.bytes, chain.flops + learn.flops)
+
+
+def test_training(benchmark: Any, measure: Callable[..., None]) -> None:
+    case = training()
+    measure(case)
+    benchmark(case.candidates["ours"].run)

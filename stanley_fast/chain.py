@@ -14,14 +14,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stanley_fast import checks, fusion, keys, settings
+from stanley_fast import checks, fusion, graphs, keys, settings
 from stanley_fast.density import Density, LogDensity, NonFiniteError
-from stanley_fast.transition import Info, Sampler, State
+from stanley_fast.diary import Diary
+from stanley_fast.fusion import Misfit
+from stanley_fast.transition import Sampler, State
 
 __all__ = ["Chain", "NonFiniteError", "sample"]
 
-_BY_STEP = "step: one transition at a time; not in one kernel, because "
 _WHOLE = "chain: all transitions of all chains in one kernel"
+_IN_GRAPH = "graph: {} transitions at a time in one CUDA graph; not in one kernel, because {}"
+_BY_STEP = (
+    "step: one transition at a time; not in one kernel, because {}; not in a CUDA graph, because {}"
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ def sample(
     callback: Callable[[int, Tensor], object] | None = None,
     backprop_steps: int = 0,
     compile: bool = False,
+    autocast: torch.dtype | None = None,
     graph: bool | Literal["auto"] = "auto",
     fused: bool | Literal["auto"] = "auto",
     first: int = 0,
@@ -87,7 +93,15 @@ def sample(
         backprop_steps: keep the graph through the last n transitions, so that a loss of the result
             reaches f's parameters and, if n is `steps`, z0. Not where transitions are rejected.
         compile: run torch.compile(f).
-        graph: "auto" or False; no chain runs in a CUDA graph yet.
+        autocast: torch.bfloat16 or float16: evaluate f under torch.autocast with it; z, the steps
+            and the statistics stay z's dtype. None: as it is where `sample` is called. float16
+            gradients may underflow, as nothing scales them.
+        graph: on a GPU, run transitions from a CUDA graph, which later calls with the same f and
+            sampler, a z0 of the same shape and so on use again. "auto" captures a chain at the
+            second such call, a long one at the first, if nothing stands in the way (`rung` says
+            what); True insists. Where f computes with Python's numbers, they are noticed when they
+            change, if they are in its attributes, closure or globals; what else is random or
+            changing in Python stays as it was when captured.
         fused: run the whole chain in one kernel, which reads f's weights: for an `MLPEnergy`, or an
             nn.Sequential like it, with nothing asked per transition but `record`.
             "auto" where possible; True insists.
@@ -102,7 +116,13 @@ def sample(
         NonFiniteError: a NaN or infinity in a state or gradient; names step and chain. A proposal
             that is not finite is no error, it is rejected.
         RuntimeError: f gives something else than (B,), or something that does not depend on z.
-        TypeError, ValueError: an argument that makes no sense, or fused=True where that can't be.
+        TypeError, ValueError: an argument that makes no sense, or fused=True or graph=True where
+            that can't be.
+
+    On the CPU and in a GPU's tensor cores convolutions are faster in channels-last order: where f
+    is a module and no callback looks on, its layers read copies of their weights in that order
+    while the chain runs. float32 products on a GPU are as torch has them:
+    torch.backends.cuda.matmul.fp32_precision and torch.backends.cudnn.conv.fp32_precision.
 
     Source: Algorithm 1, lines 3 to 7.
 
@@ -115,35 +135,28 @@ def sample(
     """
     _check(z0, sampler, steps, record, keep_every, backprop_steps)
     _check_rungs(compile, backprop_steps, graph, fused)
+    density = Density(f, compile=compile, autocast=autocast)
     total = checks.part(z0.numel(), first, total)
     key = key if isinstance(key, Tensor) else keys.key(key, z0.device)
     checks.key(key)
     after = keys.advance_(key.clone(), steps * ((total + 3) // 4))
-    density = Density(f, compile=compile)
-    diary = _Diary(z0, sampler, record, steps, keep_every, callback)
+    request = graphs.Request(sampler, tuple(record), steps, keep_every, first, total)
+    asked = {
+        "callback": callback is not None,
+        "backprop_steps": backprop_steps > 0,
+    }
 
-    why_not = "fused=False"
-    if fused:
-        asked = {
-            "keep_every": keep_every is not None,
-            "callback": callback is not None,
-            "backprop_steps": backprop_steps > 0,
-            "compile": compile,
-        }
-        try:
-            net = fusion.fit(f, z0, sampler, asked)
-        except fusion.Misfit as misfit:
-            why_not = str(misfit)
-            if fused is True:
-                raise ValueError(f"fused must be 'auto' or False here: {why_not}") from None
-        else:
-            start = sampler.init(z0, Density(f))
-            z, stats = fusion.run(
-                net, start.z, sampler, start.gamma, steps, key, first, total, bool(record)
-            )
-            if math.isfinite(z.sum().item()):
-                return Chain(z, after, {name: stats[name] for name in record}, None, _WHOLE)
-            why_not = "it left the finite numbers"  # step by step it says where
+    why_not = "graph=True" if graph is True else "fused=False"
+    if fused and graph is not True:
+        per_step = {"keep_every": keep_every is not None, "compile": compile}
+        whole, why_not = _in_one_kernel(
+            f, z0, request, key, asked | per_step | {"autocast": autocast is not None}, fused
+        )
+        if whole is not None:
+            z, stats = whole
+            return Chain(z, after, stats, None, _WHOLE)
+
+    diary = Diary(z0, sampler, record, steps, keep_every, callback)
 
     def move(state: State, transitions: range) -> State:
         for k in transitions:
@@ -152,11 +165,17 @@ def sample(
         return state
 
     bare = steps - backprop_steps
-    with density.eval_mode(), torch.no_grad():
-        state = None
-        if bare or not backprop_steps:
-            with density.frozen_parameters():
-                state = move(sampler.init(z0, density), range(bare))
+    with density.eval_mode(), density.autocast_alone(z0.device.type), torch.no_grad():
+        state, done, captured, why_no_graph = None, 0, None, "graph=False"
+        if graph and steps:
+            captured, why_no_graph = _captured(density, z0, request, key, asked, graph)
+        rung = _BY_STEP.format(why_not, why_no_graph)
+        if captured is not None:
+            rung = _IN_GRAPH.format(captured.transitions.length, why_not)
+            state, done = captured.run(z0, steps, key, diary, density)
+        if done < bare or not (state or backprop_steps):
+            with density.frozen_parameters(z0 if callback is None else None):
+                state = move(state or sampler.init(z0, density), range(done, bare))
         if backprop_steps:
             density.differentiable = True
             with torch.enable_grad():
@@ -164,47 +183,49 @@ def sample(
         assert state is not None
         z = state.z if backprop_steps else state.z.detach()
         density.finish(steps, z)
-    return Chain(z, after, diary.stats(), diary.trace, _BY_STEP + why_not, diary.acceptance())
+    return Chain(z, after, diary.stats(), diary.trace, rung, diary.acceptance())
 
 
-class _Diary:
-    """What the caller asked to keep of a chain's course, and how often it was accepted."""
+def _in_one_kernel(
+    f: LogDensity,
+    z0: Tensor,
+    request: graphs.Request,
+    key: Tensor,
+    asked: dict[str, bool],
+    fused: bool | str,
+) -> tuple[tuple[Tensor, dict[str, Tensor]] | None, str]:
+    """The last state and the statistics; or None, and why not."""
+    sampler, record, steps, _, first, total = request
+    try:
+        net = fusion.fit(f, z0, sampler, asked)
+    except Misfit as misfit:
+        if fused is True:
+            raise ValueError(f"fused must be 'auto' or False here: {misfit}") from None
+        return None, str(misfit)
+    start = sampler.init(z0, Density(f))
+    z, stats = fusion.run(
+        net, start.z, sampler, start.gamma, steps, key, first, total, bool(record)
+    )
+    if math.isfinite(z.sum().item()):
+        return (z, {name: stats[name] for name in record}), ""
+    return None, "it left the finite numbers"  # step by step it says where
 
-    def __init__(
-        self,
-        z0: Tensor,
-        sampler: Sampler,
-        record: Sequence[str],
-        steps: int,
-        keep_every: int | None,
-        callback: Callable[[int, Tensor], object] | None,
-    ) -> None:
-        self.kept: dict[str, list[Tensor]] = {name: [] for name in record}
-        self.sampler, self.keep_every, self.callback = sampler, keep_every, callback
-        self.empty = z0.new_empty(0)
-        self.trace = None if keep_every is None else z0.new_empty((steps // keep_every, *z0.shape))
-        self.steps, self.accepted = steps, None
-        if "acceptance" in sampler.records:
-            self.accepted = torch.zeros(len(z0), dtype=torch.float64, device=z0.device)
 
-    def write(self, k: int, z: Tensor, info: Info) -> None:
-        if self.kept:
-            with torch.no_grad():
-                now = self.sampler.stats(info)
-            for name, values in self.kept.items():
-                values.append(now[name].detach())
-        if self.accepted is not None and info.probability is not None:
-            self.accepted += info.probability
-        if self.trace is not None and self.keep_every and (k + 1) % self.keep_every == 0:
-            self.trace[k // self.keep_every].copy_(z.detach())
-        if self.callback is not None:
-            self.callback(k, z.detach())
-
-    def stats(self) -> dict[str, Tensor]:
-        return {n: torch.stack(v) if v else self.empty for n, v in self.kept.items()}
-
-    def acceptance(self) -> Tensor | None:
-        return None if self.accepted is None else self.accepted / self.steps
+def _captured(
+    density: Density,
+    z0: Tensor,
+    request: graphs.Request,
+    key: Tensor,
+    asked: dict[str, bool],
+    graph: bool | str,
+) -> tuple[graphs.Captured | None, str]:
+    """The chain's CUDA graph; or None, and why not."""
+    try:
+        return graphs.fit(density, z0, request, key, asked, insist=graph is True), ""
+    except Misfit as misfit:
+        if graph is True:
+            raise ValueError(f"graph must be 'auto' or False here: {misfit}") from misfit
+        return None, str(misfit)
 
 
 def _check(
@@ -245,10 +266,8 @@ def _check_rungs(compile: bool, backprop_steps: int, graph: bool | str, fused: b
         raise ValueError(
             "backprop_steps must be 0 with compile=True: torch.compile has no double backward"
         )
-    if graph is not False and graph != "auto":
-        raise ValueError(
-            f"graph must be 'auto' or False, got {graph!r}: this version has no chains in a CUDA "
-            "graph"
-        )
-    if fused not in (True, False, "auto"):
-        raise ValueError(f"fused must be 'auto', True or False, got {fused!r}")
+    for name, value in (("graph", graph), ("fused", fused)):
+        if value not in (True, False, "auto"):
+            raise ValueError(f"{name} must be 'auto', True or False, got {value!r}")
+    if graph is True and fused is True:
+        raise ValueError("graph and fused must not both be True: a chain runs in one way")

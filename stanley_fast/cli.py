@@ -1,4 +1,5 @@
-"""The command line: stanley-fast train | sample | compare | inpaint | fid | ergodicity | doctor.
+"""The command line: stanley-fast train | sample | compare | inpaint | fid | ergodicity | bench |
+doctor.
 
 The commands are in commands/, one file each. A setting that can't be is one line on stderr and exit
 status 2; a file or a run that fails is one with status 1. Options that do not parse tyro explains.

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from stanley_fast import weights
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -42,12 +44,15 @@ class Density:
     Args:
         f: (B, ...) -> (B,), any callable.
         compile: run torch.compile(f).
+        autocast: torch.bfloat16 or float16: f is evaluated under torch.autocast with it. Values and
+            gradients are z's dtype all the same.
 
     Attributes:
         differentiable: whether gradients stay in the graph, so that one can go through the chain.
 
     Raises:
         TypeError: f is not callable.
+        ValueError: another autocast.
         RuntimeError: when evaluated, f gives something else than (B,), changes z, or gives
             something that does not depend on z.
 
@@ -56,16 +61,28 @@ class Density:
     (tensor([-1.]), tensor([[-1., -1.]]))
     """
 
-    def __init__(self, f: LogDensity, *, compile: bool = False) -> None:
+    def __init__(
+        self, f: LogDensity, *, compile: bool = False, autocast: torch.dtype | None = None
+    ) -> None:
         if not callable(f):
             raise TypeError(f"f must be callable, (B, ...) -> (B,), got {f!r}")
+        if autocast not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(f"autocast must be bfloat16, float16 or None, got {autocast!r}")
+        self.original, self.compiled, self.autocast = f, compile, autocast
         self.f = torch.compile(f) if compile else f
         self.differentiable = False
         self._owner = getattr(f, "__self__", f)  # the module, if f is a bound method of one
+        self.restart()
+
+    def restart(self, *, deferred: bool = False) -> None:
+        """Keeps nothing of the states so far, nor of what was found wrong with them.
+
+        `deferred`: what is not finite is left to `products` and `finish`, as on a GPU anyway.
+        """
         self._ones: Tensor | None = None
         self._state: Tensor | None = None  # the last one a gradient was asked at, and its leaf
         self._leaf: Tensor | None = None
-        self._watch = _Watch()
+        self._watch = _Watch(deferred)
 
     def start(self, z0: Tensor) -> Tensor:
         """A contiguous copy for a chain to move, in z0's graph if the chain is differentiable."""
@@ -98,7 +115,9 @@ class Density:
         )
         if grad is None:
             raise RuntimeError(_DETACHED)
-        return (value if self.differentiable else value.detach()), grad
+        if self.differentiable:
+            return value, grad
+        return value.detach(), grad.contiguous()  # channels-last weights order it like themselves
 
     def finite_value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """`value_and_grad` where a chain is: what is not finite stops it.
@@ -114,9 +133,22 @@ class Density:
         """NonFiniteError if a state or gradient so far, or z after all `steps`, is not finite."""
         self._watch.finish(steps, z)
 
+    def products(self) -> Tensor | None:
+        """One number per transition that was left to `finish`: not finite where a chain is not."""
+        return torch.cat(self._watch.pending) if self._watch.pending else None
+
+    def add_products(self, products: Tensor) -> None:
+        """Leaves to `finish` what was computed elsewhere."""
+        self._watch.pending.append(products)
+        self._watch.steps += len(products)
+
     def _call(self, z: Tensor) -> Tensor:
         version = z._version
-        value = self.f(z)
+        if self.autocast is None:
+            value = self.f(z)
+        else:  # no cache of rounded weights: in a CUDA graph it would outlive their next update
+            with torch.autocast(z.device.type, self.autocast, cache_enabled=False):
+                value = self.f(z)
         if z._version != version:
             raise RuntimeError("f must not change z in place, but it did")
         if not isinstance(value, Tensor):
@@ -128,7 +160,9 @@ class Density:
             )
         if not value.is_floating_point():
             raise RuntimeError(f"f must return floating-point log-densities, got {value.dtype}")
-        return value
+        if self.autocast is None:
+            return value
+        return value.to(torch.promote_types(value.dtype, z.dtype))
 
     @contextmanager
     def eval_mode(self) -> Iterator[None]:
@@ -148,17 +182,38 @@ class Density:
                 module.training = True
 
     @contextmanager
-    def frozen_parameters(self) -> Iterator[None]:
-        """A module whose parameters ask for no gradient, so that none is computed."""
-        parameters = self._owner.parameters() if isinstance(self._owner, nn.Module) else ()
-        asking = [p for p in parameters if p.requires_grad]
-        for p in asking:
-            p.requires_grad_(False)
-        try:
+    def frozen_parameters(self, z: Tensor | None = None) -> Iterator[None]:
+        """A module whose parameters ask for no gradient, so that none is computed.
+
+        With z, a batch like those to come, layers read copies that suit such: within, the module's
+        parameters are not its own.
+        """
+        if not isinstance(self._owner, nn.Module):
             yield
+            return
+        copies = None if z is None else self.copies(z)
+        with weights.frozen(self._owner), nullcontext() if copies is None else copies.read():
+            yield
+
+    def copies(self, z: Tensor) -> weights.Copies | None:
+        """Of a module's weights, as its layers read them fastest for batches like z."""
+        if self.compiled or not isinstance(self._owner, nn.Module):
+            return None
+        return weights.Copies(self._owner, z, self.autocast)
+
+    @contextmanager
+    def autocast_alone(self, device_type: str) -> Iterator[None]:
+        """f under the autocast that is in force, unless it has its own; all else without."""
+        if not torch.is_autocast_enabled(device_type):
+            yield
+            return
+        before = self.autocast
+        self.autocast = before or torch.get_autocast_dtype(device_type)
+        try:
+            with torch.autocast(device_type, enabled=False):
+                yield
         finally:
-            for p in asking:
-                p.requires_grad_(True)
+            self.autocast = before
 
 
 class _Watch:
@@ -169,29 +224,36 @@ class _Watch:
     looked for. On a GPU the products are looked at when the chain is over: no transition waits.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, deferred: bool) -> None:
+        self.deferred = deferred
         self.steps = 0
-        self.pending: list[Tensor] = []
+        self.pending: list[Tensor] = []  # of shape (transitions,)
 
     def step(self, z: Tensor, grad: Tensor) -> None:
         if z.dtype in (torch.float16, torch.bfloat16):
             product = z.sum(dtype=torch.float32) + grad.sum(dtype=torch.float32)
         else:
             product = torch.dot(z.reshape(-1), grad.reshape(-1))
-        if product.is_cuda:
-            self.pending.append(product.detach())
+        if self.deferred or product.is_cuda:
+            self.pending.append(product.detach().reshape(1))
         elif not math.isfinite(product.item()):
             raise_if_not_finite(self.steps, z, "the state")
             raise_if_not_finite(self.steps, grad, "the gradient of f")
         self.steps += 1
 
     def finish(self, steps: int, z: Tensor) -> None:
+        last = z.detach().sum()
+        if self.pending:  # the device is waited for once
+            fine = bool(torch.cat([*self.pending, last.reshape(1)]).isfinite().all())
+        else:
+            fine = math.isfinite(last.item())
+        if fine:
+            return
         if self.pending:
-            bad = torch.stack(self.pending).isfinite().logical_not_().nonzero()
+            bad = torch.cat(self.pending).isfinite().logical_not_().nonzero()
             if len(bad):
                 raise NonFiniteError(int(bad[0]), _bad_chains(z), "the state or the gradient of f")
-        if not math.isfinite(z.detach().sum().item()):
-            raise_if_not_finite(steps, z, "the state")
+        raise_if_not_finite(steps, z, "the state")
 
 
 def raise_if_not_finite(step: int, tensor: Tensor, what: str) -> None:

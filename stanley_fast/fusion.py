@@ -28,7 +28,7 @@ _WORK_PER_CALL = 5 * 10**9
 
 
 class Misfit(Exception):
-    """Why a chain can't run as one kernel."""
+    """Why a chain can't run in a faster way."""
 
 
 class Net(NamedTuple):
@@ -138,14 +138,18 @@ def _check_surroundings(z0: Tensor) -> None:
     _require(plain, "z0 is not a plain tensor on the CPU or a GPU")
     _require(z0.dtype in (torch.float32, torch.float64), f"z0 is {z0.dtype}")
     namespace(z0)
-    plain = (
+    plain = undisturbed() and not torch.is_autocast_enabled(z0.device.type)
+    _require(plain, "torch.func, autocast, torch.compile or a dispatch mode is at work")
+
+
+def undisturbed() -> bool:
+    """Whether operations are what they seem: nothing in torch is at work on them."""
+    return (
         torch._C._functorch.maybe_current_level() is None
         and forward_ad._current_level < 0
         and not torch._C._len_torch_dispatch_stack()
-        and not torch.is_autocast_enabled(z0.device.type)
         and not torch.compiler.is_compiling()
     )
-    _require(plain, "torch.func, autocast, torch.compile or a dispatch mode is at work")
 
 
 def _check_memory(widths: tuple[int, ...], z0: Tensor) -> None:

@@ -69,7 +69,7 @@ def warm_up(
 
     density = Density(f)
     acceptance, step_sizes = [], []
-    with density.eval_mode(), density.frozen_parameters(), torch.no_grad():
+    with density.eval_mode(), density.frozen_parameters(z0), torch.no_grad():
         state = tuned.init(z0, density)
         for k in range(steps):
             step_sizes.append(step_size.clone())

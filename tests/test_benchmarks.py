@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,9 @@ from gpu import correctness, data
 from gpu.rows import FAIL, Rows, failed, load, summary
 from providers import NOISE_SCALE, PROVIDERS, THRESHOLD, available, ours
 from report import Row, curves, table, write
-from timing import Candidate, interleaved
+from toy import by_autograd, by_backward, iteration, torchebm
 
 import stanley_fast as sf
-
-SUITE = Path(correctness.__file__).parents[1] / "gpu_suite.py"
 
 # Timings and their table --------------------------------------------------------------------------
 
@@ -60,22 +56,6 @@ def test_results_are_written(tmp_path: Path) -> None:
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_candidates_take_turns_inside_their_context() -> None:
-    seen: list[str] = []
-
-    @contextlib.contextmanager
-    def around() -> Iterator[None]:
-        seen.append("in")
-        yield
-        seen.append("out")
-
-    one = Candidate(lambda: seen.append("1"), around)
-    two = Candidate(lambda: seen.append("2"))
-    medians = interleaved({"one": one, "two": two}, rounds=(3, 3), per_round=0.0)
-    assert seen == [*("in", *"1111", "out"), *"2222", *("in", "1", "out", "2") * 3]
-    assert medians.keys() == {"one", "two"}
-
-
 @pytest.mark.parametrize("name", ["naive", "tuned", *ours("cpu")])
 def test_providers_make_the_same_step(name: str) -> None:
     """Mean and standard deviation of z' at a known gradient, on both sides of the threshold."""
@@ -90,6 +70,40 @@ def test_providers_make_the_same_step(name: str) -> None:
         assert isinstance(moved, torch.Tensor)
         assert abs(moved.mean() - gamma / 2 * slope) < 5 * sd / math.sqrt(n)
         assert abs(moved.std() / sd - 1) < 5 / math.sqrt(2 * n)
+
+
+@pytest.mark.parametrize("chain", [by_backward, lambda f, z, k: torchebm(f, z, k)()])
+def test_chains_move_every_element(chain: Callable[..., torch.Tensor]) -> None:
+    """And leave z0 as it is."""
+    if chain is not by_backward and (why := available("torchebm", "cpu")) is not None:
+        pytest.skip(why)
+    f, z = sf.MLPEnergy(), torch.randn(20, 2)
+    before = z.clone()
+    assert (chain(f, z, 3) != z).all()
+    assert torch.equal(z, before)
+
+
+def test_the_common_loop_is_the_loop_by_autograd() -> None:
+    """But for the gradients of the parameters."""
+    f, z = sf.MLPEnergy(), torch.randn(20, 2)
+    states = []
+    for chain in (by_autograd, by_backward):
+        torch.manual_seed(0)
+        states.append(chain(f, z, 3))
+    assert torch.equal(*states)
+    assert all(p.grad is not None for p in f.parameters())
+
+
+def test_an_iteration_in_plain_torch_learns() -> None:
+    """The gap between observations and a chain that stays at 0 grows."""
+    torch.manual_seed(0)
+    f = sf.MLPEnergy()
+    x = torch.randn(50, 2) + 2
+    step = iteration(
+        f, lambda z: z, lambda: torch.zeros(50, 2), lambda: x, partial(torch.optim.Adam, lr=1e-2)
+    )
+    losses = [float(step()) for _ in range(30)]
+    assert losses[-1] < losses[0] - 0.1
 
 
 # The GPU suite ------------------------------------------------------------------------------------
@@ -207,30 +221,3 @@ def test_a_wrong_rounding_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sf, "langevin_step", nearest)
     with pytest.raises(AssertionError, match="elements differ"):
         case()
-
-
-def dry_run(folder: Path, *options: str) -> dict[str, object]:
-    command = [sys.executable, str(SUITE), "--device", "cpu", "--out", str(folder), *options]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    found: dict[str, object] = json.loads((folder / "gpu_suite_cpu.json").read_text())
-    return found
-
-
-def test_dry_run_of_one_part(compiled: None, tmp_path: Path) -> None:
-    found = dry_run(tmp_path, "--only", "graphs")
-    assert found["facts"]["torch"] == torch.__version__  # type: ignore[index]
-    assert {r["what"] for r in found["rows"]} >= {"four threads at once", "CUDA graph"}  # type: ignore[attr-defined]
-    assert list(tmp_path.iterdir()) == [tmp_path / "gpu_suite_cpu.json"]
-
-
-@pytest.mark.slow
-def test_dry_run(compiled: None, tmp_path: Path) -> None:
-    found = dry_run(tmp_path)
-    assert {r["part"] for r in found["rows"]} >= {
-        "correctness",
-        "large",
-        "graphs",
-        "chains",
-        "timings",
-    }  # type: ignore[attr-defined]

@@ -19,26 +19,28 @@ KERNELS = Path(importlib.import_module("stanley_fast.kernels").__file__ or "").p
 MODULES = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 COMMANDS = {path.stem: path for path in PACKAGE.glob("commands/*.py") if path.stem != "__init__"}
 DATA = {path.stem: path for path in PACKAGE.glob("data/*.py")}
+BENCH = {path.stem: path for path in PACKAGE.glob("bench/*.py")}
 
 # A module may import from the layers above it here, never from its own or a later one.
 LAYERS = [
-    {"_direct", "_host", "backends", "checkpoint", "checks", "density", "extras"}
-    | {"metrics_log", "networks", "settings", "terminal"}
+    {"_direct", "_host", "backends", "checkpoint", "checks", "cuda_graph", "extras"}
+    | {"metrics_log", "networks", "settings", "terminal", "weights"}
     | {"parallel", "threads"},
-    {"kernels", "reference", "saves", "schedules", "updates"},
+    {"density", "fingerprint", "kernels", "reference", "saves", "schedules", "updates"},
     {"direct", "keys", "library", "transition"},
-    {"ops"},
+    {"diary", "ops"},
     {"metropolis_ops"},
     {"data", "distances", "doctor", "energies", "metropolis"},
     {"classifier", "hmc", "samplers"},
     {"fid", "fusion", "metrics", "targets"},
-    {"chain", "mlp"},
+    {"graphs", "mlp"},
+    {"chain"},
     {"diagnostics", "divergence", "plots", "starts", "warmup"},
     {"inpainting", "recipes", "trainer"},
     {"methods", "pictures"},
     {"ergodicity", "experiments", "image_experiments", "image_quality"},
     {"image_presets", "run_folder"},
-    {"image_runs", "runs"},
+    {"bench", "image_runs", "runs"},
     {"comparison", "image_comparison"},
     {"commands"},
     {"cli"},
@@ -117,6 +119,12 @@ def test_commands_import_what_is_below_them_and_share_common(command: str) -> No
 def test_data_imports_what_is_below_it(module: str) -> None:
     names = from_the_package(imports(DATA[module])) - {"data"}
     assert all(LAYER[name] < LAYER["data"] for name in names)
+
+
+@pytest.mark.parametrize("module", sorted(BENCH))
+def test_bench_imports_what_is_below_it(module: str) -> None:
+    names = from_the_package(imports(BENCH[module])) - {"bench"}
+    assert all(LAYER[name] < LAYER["bench"] for name in names)
 
 
 @pytest.mark.parametrize("module", ["energies", "metrics", "targets"])
@@ -204,7 +212,8 @@ SIGNATURES = {
     "use_backend": "name",
     "backends": "",
     "sample": "f, z0, sampler, steps, *, key=None, record=(), keep_every=None, callback=None, "
-    "backprop_steps=0, compile=False, graph='auto', fused='auto', first=0, total=None",
+    "backprop_steps=0, compile=False, autocast=None, graph='auto', fused='auto', first=0, "
+    "total=None",
     "warm_up": "f, z0, sampler, steps, *, key=None, target=None",
     "Stanley": "threshold, step_size=1.0, noise_scale=1.0, *, stepsize='adaptive', norm='element', "
     "update='paper', clamp=None, rounding='nearest', adjusted=False",

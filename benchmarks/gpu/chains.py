@@ -1,13 +1,12 @@
-"""Whole chains of a small net in one kernel: values against the reference, time against eager.
+"""Whole chains of a small net in one kernel: values against the reference, time against others.
 
 linear, conv: the paper's toy net in nn.Linear, or in 1x1 nn.Conv2d as the paper has it, with
-autograd.grad and Eqs. 4 and 5 in eager torch; graphed: the loop over linear as one CUDA graph.
+autograd.grad and Eqs. 4 and 5 in eager torch; graphed: the loop over linear as one CUDA graph;
+compile: its transition in torch.compile(mode="reduce-overhead"); torchebm: TorchEBM's sampler.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -15,12 +14,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from toy import NOISE_SCALE, THRESHOLD, as_conv, by_autograd
+from toy import NOISE_SCALE, THRESHOLD, as_conv, by_autograd, by_compile, torchebm
 
 import stanley_fast as sf
-from gpu.rows import MISS, NOT_RUN, PASS, Rows, reason
-from gpu.timings import guarded, synchronize
+from gpu.capture import captured
+from gpu.rows import MISS, PASS, Rows
+from gpu.timings import clocked, guarded, made
 from stanley_fast import fusion
+from stanley_fast.bench import work
+from stanley_fast.bench.ceilings import peaks
+from stanley_fast.bench.timing import Run
 
 TOY = (2, 32, 64, 64, 64, 1)
 NETS = {"toy": TOY, "narrow": (3, 5, 1), "deep": (5, *[20] * 7, 1), "wide": (16, 128, 128, 1)}
@@ -119,32 +122,38 @@ def timings(rows: Rows, chains: int, steps: int, device: str) -> None:
     conv = as_conv(f).to(device)
     z = 2 * sf.normal((chains, 2), sf.key(0, device))
     sampler = sf.Stanley(THRESHOLD, noise_scale=NOISE_SCALE)
-    runs: dict[str, Callable[[], object]] = {
-        "one kernel": partial(sf.sample, f, z, sampler, steps, key=sf.key(1, device), fused=True),
+    one_kernel = partial(sf.sample, f, z, sampler, steps, key=sf.key(1, device), fused=True)
+    runs: dict[str, Run] = {
+        "one kernel": one_kernel,
         "linear": partial(by_autograd, f.net, z, steps),
         "conv": partial(by_autograd, conv, z[:, :, None, None], steps),
     }
     label = {"dtype": "float32", "chains": chains, "steps": steps}
+    at_target = device == "cuda" and chains == TARGET_CHAINS
+    others: dict[str, Callable[[], Run]] = {"torchebm": lambda: torchebm(f, z, steps)}
     if device == "cuda":
-        try:
-            runs["graphed"] = captured(partial(by_autograd, f.net, z, steps))
-        except Exception as error:
-            rows.add("graphed chain", NOT_RUN, detail=reason(error), **label)
-    medians = {name: median(call, device) for name, call in runs.items()}
+        others["graphed"] = lambda: captured(partial(by_autograd, f.net, z, steps))
+    if at_target:  # which takes a while to compile
+        others["compile"] = lambda: partial(by_compile(f, steps, "reduce-overhead"), z)
+    runs |= made(rows, "chain", others, device, label)
+    medians = clocked(runs, device)
     ours = medians.pop("one kernel")
-    row: dict[str, Any] = {**label, "ms": ours * 1e3}
+    flops = work.chain(f, z, steps).flops
+    row: dict[str, Any] = {**label, "ms": ours * 1e3, "gflop_per_s": flops / ours / 1e9}
     row |= {f"{name}_over_this": round(s / ours, 1) for name, s in medians.items()}
-    if device == "cuda" and chains == TARGET_CHAINS:
+    if device == "cuda":
+        row["of_peak"] = flops / ours / peaks(device)["float32"].rate
+    if at_target:
         reached = min(row["linear_over_this"], row["conv_over_this"]) >= TARGET
         target = f"linear_over_this>={TARGET} conv_over_this>={TARGET}"
         rows.add("chain in one kernel", PASS if reached else MISS, **row, target=target)
     else:
         rows.add("chain in one kernel", "", **row)
     if device == "cuda":
-        tile_sizes(rows, runs["one kernel"], label)
+        tile_sizes(rows, one_kernel, label)
 
 
-def tile_sizes(rows: Rows, call: Callable[[], object], label: dict[str, Any]) -> None:
+def tile_sizes(rows: Rows, call: Run, label: dict[str, Any]) -> None:
     """Whether CHAINS and WARPS are what this GPU wants."""
     from stanley_fast.kernels import launch_chain
 
@@ -152,32 +161,7 @@ def tile_sizes(rows: Rows, call: Callable[[], object], label: dict[str, Any]) ->
     try:
         for pair in ((4, 4), (4, 8), (8, 4), (8, 8), (16, 8), (16, 16)):
             launch_chain.CHAINS, launch_chain.WARPS = pair
-            ms = median(call, "cuda") * 1e3
+            ms = clocked({"tile": call}, "cuda")["tile"] * 1e3
             rows.add("chain in one kernel, tiles", "", **label, tile=pair, ms=ms)
     finally:
         launch_chain.CHAINS, launch_chain.WARPS = chosen
-
-
-def median(call: Callable[[], object], device: str) -> float:
-    call()
-    call()
-    times = []
-    for _ in range(7 if device == "cuda" else 1):
-        synchronize(device)
-        begin = time.perf_counter()
-        call()
-        synchronize(device)
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
-
-
-def captured(call: Callable[[], object]) -> Callable[[], object]:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay

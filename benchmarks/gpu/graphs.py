@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 import stanley_fast as sf
-from gpu import data
+from gpu import data, sampled
+from gpu.capture import captured
 from gpu.data import HYPER, NOISE_SCALE
-from gpu.rows import NOT_RUN, Rows
+from gpu.rows import MISS, NOT_RUN, PASS, Rows
 
 STEPS, SIZE = 5, 10_007
 STEP: dict[str, Any] = {**HYPER, "noise_scale": NOISE_SCALE}
@@ -26,12 +27,15 @@ def run(rows: Rows, backend: str, device: str) -> None:
     else:
         rows.check("four threads at once", {"steps": partial(threads, device)})
     if device != "cuda":
-        for what in ("CUDA graph", "another stream", "another GPU"):
+        for what in ("CUDA graph", "sampled from a graph", "another stream", "another GPU"):
             rows.add(what, NOT_RUN, detail="needs CUDA")
         return
     for dtype in (torch.float32, torch.bfloat16):
         cases = {name: partial(graph, chain, dtype) for name, chain in CHAINS.items()}
         rows.check("CUDA graph", cases, dtype=data.name(dtype))
+    rows.check("sampled from a graph", sampled.cases(device))
+    once = sampled.waits(device)
+    rows.add("a chain's waits", PASS if once <= 1 else MISS, waits=once, target="waits<=1")
     rows.check("another stream", {"step": another_stream})
     if torch.cuda.device_count() > 1:
         rows.check("another GPU", {"step": another_gpu})
@@ -91,19 +95,12 @@ def graph(chain: Callable[[Tensor, Tensor], None], dtype: torch.dtype) -> float:
     """Two replays from one state differ, each equals eager, a saved key brings one back."""
     start = data.random((SIZE,), dtype).cuda()
     z, key, first_key = start.clone(), sf.key(21, "cuda"), sf.key(21, "cuda")
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # warm: kernels are compiled and loaded outside the capture
-        chain(z.clone(), key.clone())
-    torch.cuda.current_stream().wait_stream(side)
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        chain(z, key)
+    play = captured(lambda: chain(z, key), warm=lambda: chain(z.clone(), key.clone()))
 
     def replay(from_key: Tensor) -> Tensor:
         z.copy_(start)
         key.copy_(from_key)
-        captured.replay()
+        play()
         return z.clone()
 
     def eager(from_key: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from providers import PROVIDERS, available, ours
-from timing import Candidate
 from torch import Tensor
 
 import stanley_fast as sf
 from gpu import data
 from gpu.rows import Rows
 from stanley_fast import metropolis_ops
+from stanley_fast.bench.timing import Candidate
 
 SHAPES = ((0, 3), (3, 0), (1, 1), (5, 7), (3, 4, 15, 17), (33, 3072), (2, 200_003), (1000, 2))
 DRY_SHAPES = ((0, 3), (3, 0), (1, 1), (3, 4, 5, 7))

@@ -6,30 +6,24 @@ cache. A timed stretch of calls is queued behind a sleeping kernel, so that no l
 
 from __future__ import annotations
 
-import itertools
-import math
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from providers import PROVIDERS, Provider, available, ours
-from timing import Candidate, interleaved
 from torch import Tensor
 
 import stanley_fast as sf
 from gpu import data, metropolis
+from gpu.capture import captured
 from gpu.data import DTYPES
 from gpu.rows import FAIL, MISS, NOT_RUN, PASS, Rows, reason
+from stanley_fast.bench.timing import Candidate, Run, beyond_cache, by_events, interleaved, rotating
 
 SIZES = tuple(2**i for i in (16, 18, 20, 22, 24, 26, 28))
 DRY_SIZES = (2**8, 2**10)
 SMALL = 200
 COPY_TARGET, INDUCTOR_TARGET, FROM_SIZE = 0.90, 1.5, 2**26
-ROUNDS, PER_ROUND = 15, 0.004
-
-Run = Callable[[], object]
 
 
 @torch.no_grad()
@@ -75,7 +69,7 @@ def steps(rows: Rows, names: list[str], size: int, dtype: torch.dtype, device: s
     candidates: dict[str, Candidate] = {}
     for name in names:
         try:
-            candidates[name] = rotating(PROVIDERS[name], pairs)
+            candidates[name] = taking_turns(PROVIDERS[name], pairs)
         except Exception as error:
             rows.add(name, wrong(name), detail=reason(error), **label)
     times = measure(candidates, device)
@@ -108,10 +102,7 @@ def rates(seconds: float, moved: int, times: dict[str, float]) -> dict[str, floa
 
 def states(size: int, dtype: torch.dtype, device: str) -> list[tuple[Tensor, Tensor]]:
     """Pairs of z and gradient, enough to push each other out of the cache."""
-    count = 2
-    if device == "cuda":
-        cache = torch.cuda.get_device_properties(0).L2_cache_size
-        count = min(512, max(2, math.ceil(2 * cache / (size * dtype.itemsize))))
+    count = max(2, beyond_cache(size * dtype.itemsize, device))
 
     def normals(scale: float) -> Tensor:
         return torch.randn(size, device=device).mul_(scale).to(dtype)
@@ -119,45 +110,47 @@ def states(size: int, dtype: torch.dtype, device: str) -> list[tuple[Tensor, Ten
     return [(normals(1.0), normals(0.1)) for _ in range(count)]
 
 
-def rotating(provider: Provider, pairs: list[tuple[Tensor, Tensor]]) -> Candidate:
+def taking_turns(provider: Provider, pairs: list[tuple[Tensor, Tensor]]) -> Candidate:
     """Calls that go round the states."""
     key = sf.key(0, pairs[0][0].device)
     calls = [provider.make(z, grad, key) for z, grad in pairs]
-    turn = itertools.cycle(calls)
     with provider.around():
         calls[0]()  # what compiles, compiles here, where its failure is its own
-    return Candidate(lambda: next(turn)(), provider.around)
+    return Candidate(rotating(calls), provider.around)
+
+
+DRY: dict[str, Any] = {"rounds": (1, 1), "per_round": 0.0}
 
 
 def measure(candidates: dict[str, Candidate], device: str) -> dict[str, float]:
-    """Median seconds per call."""
-    if device == "cpu":
-        return interleaved(candidates, rounds=(2, 2), per_round=0.0)
-    calls = {name: count(candidate) for name, candidate in candidates.items()}
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(ROUNDS):
-        for name, candidate in candidates.items():
-            times[name].append(stretch(candidate, calls[name]))
-    return {name: statistics.median(values) for name, values in times.items()}
+    """Median seconds per call of kernels, by CUDA events."""
+    return by_events(candidates) if device == "cuda" else interleaved(candidates, **DRY)
 
 
-def count(candidate: Candidate) -> int:
-    """How many calls take about PER_ROUND, few enough to be queued at once."""
-    stretch(candidate, 3)
-    return max(3, min(100, int(PER_ROUND / stretch(candidate, 3))))
+def made(
+    rows: Rows, what: str, makers: dict[str, Callable[[], Run]], device: str, label: dict[str, Any]
+) -> dict[str, Run]:
+    """Baselines, called once; a row for each that does not run, which is no failure of ours."""
+    runs = {}
+    for name, make in makers.items():
+        why = available(name, device) if name in PROVIDERS else None
+        if why is None:
+            try:
+                runs[name] = make()
+                runs[name]()
+            except Exception as error:
+                why = reason(error)
+                runs.pop(name, None)
+        if why is not None:
+            rows.add(f"{what}: {name}", NOT_RUN, **label, detail=why)
+    return runs
 
 
-def stretch(candidate: Candidate, calls: int) -> float:
-    """Seconds per call of `calls` calls that the GPU finds queued when it begins."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    with candidate.around():
-        torch.cuda._sleep(100_000 * calls)  # cycles: about 50 us for each call
-        begin.record()
-        for _ in range(calls):
-            candidate.run()
-        end.record()
-        end.synchronize()
-    return float(begin.elapsed_time(end)) * 1e-3 / calls
+def clocked(runs: dict[str, Run], device: str) -> dict[str, float]:
+    """Median seconds per call by the host's clock, the call and its synchronisation included."""
+    candidates = {name: Candidate(run) for name, run in runs.items()}
+    how = {"rounds": (7, 15), "per_round": 0.0} if device == "cuda" else DRY
+    return interleaved(candidates, **how, device=device)
 
 
 # Small states: the call is all the cost -----------------------------------------------------------
@@ -183,39 +176,20 @@ def latency(rows: Rows, names: list[str], device: str) -> None:
 
 
 def called(call: Run, device: str) -> float:
-    """Seconds per call by the host's clock, the last call's work included."""
-    calls = 1000 if device == "cuda" else 2
-    for _ in range(calls // 10 + 1):
-        call()
-    times = []
-    for _ in range(5):
-        synchronize(device)
-        begin = time.perf_counter()
-        for _ in range(calls):
-            call()
-        synchronize(device)
-        times.append((time.perf_counter() - begin) / calls)
-    return statistics.median(times)
-
-
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+    """Seconds per call by the host's clock, where calls follow each other."""
+    how = {"rounds": (5, 5), "per_round": 0.02} if device == "cuda" else DRY
+    return interleaved({"call": Candidate(call)}, **how, device=device)["call"]
 
 
 def in_graph(call: Run, calls: int = 100) -> float:
     """Seconds per call when `calls` calls are one CUDA graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+
+    def several() -> None:
         for _ in range(calls):
             call()
-    times = [stretch(Candidate(graph.replay), 3) / calls for _ in range(ROUNDS)]
-    return statistics.median(times)
+
+    replay = captured(several, warm=call)
+    return by_events({"graph": Candidate(replay)})["graph"] / calls
 
 
 # The other operations ----------------------------------------------------------------------------

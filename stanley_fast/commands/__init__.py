@@ -3,6 +3,7 @@
 A new one is a file here and its name in `Command`.
 """
 
+from stanley_fast.commands.bench import Bench
 from stanley_fast.commands.compare import Compare
 from stanley_fast.commands.doctor import Doctor
 from stanley_fast.commands.ergodicity import Ergodicity
@@ -11,4 +12,4 @@ from stanley_fast.commands.inpaint import Inpaint
 from stanley_fast.commands.sample import Sample
 from stanley_fast.commands.train import Train
 
-Command = Train | Sample | Compare | Inpaint | Fid | Ergodicity | Doctor
+Command = Train | Sample | Compare | Inpaint | Fid | Ergodicity | Bench | Doctor
