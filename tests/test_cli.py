@@ -307,8 +307,8 @@ def test_a_backend_that_cannot_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 OPTIONS = {
-    "train rings": 19, "train digits": 45, "train cifar10": 45, "compare rings": 19,
-    "compare digits": 42, "sample": 14, "fid": 5, "inpaint": 10, "bench": 4, "doctor": 1,
+    "train rings": 19, "train digits": 48, "train cifar10": 48, "compare rings": 19,
+    "compare digits": 43, "sample": 14, "fid": 5, "inpaint": 10, "bench": 4, "doctor": 1,
 }  # fmt: skip
 
 
