@@ -135,6 +135,8 @@ def sample(
     """
     _check(z0, sampler, steps, record, keep_every, backprop_steps)
     _check_rungs(compile, backprop_steps, graph, fused)
+    if "acceptance" in sampler.records:
+        _check_precision(sampler, z0, autocast)
     density = Density(f, compile=compile, autocast=autocast)
     total = checks.part(z0.numel(), first, total)
     key = key if isinstance(key, Tensor) else keys.key(key, z0.device)
@@ -258,6 +260,14 @@ def _check(
         raise ValueError(
             f"backprop_steps must be 0 for {type(sampler).__name__}: accepting or rejecting has no "
             f"derivative; got {backprop_steps}"
+        )
+
+
+def _check_precision(sampler: Sampler, z0: Tensor, autocast: torch.dtype | None) -> None:
+    if autocast is not None or torch.is_autocast_enabled(z0.device.type):
+        raise ValueError(
+            f"autocast must be off for {type(sampler).__name__}: it accepts or rejects by "
+            "differences of log-densities, which 16 bits do not resolve"
         )
 
 

@@ -161,6 +161,8 @@ def with_sampler(config: ImageConfig, sampler: SamplerName) -> ImageConfig:
     plain = {name: none for name, (_, none) in EXTRAS.items()}
     none = dict.fromkeys(SETTINGS)
     own: dict[str, Any] = {**none, **plain, **CPU_SAMPLERS[sampler]}
+    if own["noise_scale"] is not None and not SAMPLERS[sampler].adjusted:
+        own["noise_scale"] = config.noise_scale or own["noise_scale"]  # f's temperature
     return replace(config, sampler=sampler, **own)
 
 

@@ -218,7 +218,7 @@ def autocast(enabled: bool = True) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
 
 
-@pytest.mark.parametrize("sampler", [SAMPLER, sf.MALA(0.1), sf.HMC(0.1, 2)], ids=repr)
+@pytest.mark.parametrize("sampler", [SAMPLER, sf.Langevin(0.1), sf.GradientAscent(0.1)], ids=repr)
 def test_f_alone_is_computed_in_bfloat16(sampler: sf.Sampler) -> None:
     f, z0 = Notes(), points()
     before = Snapshot(f)
@@ -241,6 +241,15 @@ def test_f_alone_is_computed_in_bfloat16(sampler: sf.Sampler) -> None:
 
     assert torch.equal(sample(by_hand, z0, sampler, **arguments).z, asked.z)
     assert not torch.equal(sample(f, z0, sampler, fused=False, **arguments).z, asked.z)
+
+
+@pytest.mark.parametrize("sampler", [sf.MALA(0.1), sf.HMC(0.1, 2)], ids=repr)
+def test_samplers_that_compare_values_want_them_whole(sampler: sf.Sampler) -> None:
+    message = f"autocast must be off for {type(sampler).__name__}: it accepts or rejects"
+    with pytest.raises(ValueError, match=message):
+        sample(Notes(), points(), sampler, 1, autocast=torch.bfloat16)
+    with autocast(), pytest.raises(ValueError, match=message):
+        sample(Notes(), points(), sampler, 1)
 
 
 def test_what_is_asked_overrides_what_is_around() -> None:
