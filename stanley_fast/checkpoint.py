@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def save(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
 
     Raises:
         OSError: the folder can't be written; the old file stays.
+        TypeError: `state` holds something else, which `load` would refuse; the old file stays.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -40,11 +42,24 @@ def save(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
             torch.save({"stanley_fast": FORMAT, "state": state}, file)
             file.flush()
             os.fsync(file.fileno())  # on disk before it takes the old one's name
+        _check_readable(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def _check_readable(path: Path) -> None:
+    """All but the numbers of tensors is read back: NumPy's numbers look plain and are not."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        what = re.search(r"GLOBAL (\S+)", str(error))
+        raise TypeError(
+            "state must hold tensors, Python's numbers and strings, and containers of them alone, "
+            f"got {what[1] if what else first_line(error)}"
+        ) from error
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -316,9 +316,10 @@ class Trainer:
         figures = self.metrics if self.iteration % self.log_every == 0 else {}
         if self.evaluate is not None and self.iteration % self.evaluate_every == 0:
             try:
-                figures = {**self.metrics, **self.evaluate(self)}
+                found = {name: float(value) for name, value in self.evaluate(self).items()}
             except NonFiniteError as error:
                 raise self._diverged(self.iteration, f"evaluation: {error}") from error
+            figures = self.metrics | found
             self._save_if_best(figures)
         if figures:
             log.write(self.iteration, figures)

@@ -60,7 +60,7 @@ class Updates:
     def step(self, iteration: int) -> None:
         """Line 10 for the iteration of this number, from 0."""
         if self.schedule is not None:
-            factor = self.schedule(iteration)
+            factor = float(self.schedule(iteration))
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor
         self.optimizer.step()

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -103,6 +104,23 @@ def test_the_best_is_remembered(tmp_path: Path) -> None:
     resumed.resume()
     resumed.fit(20)
     assert iteration(tmp_path / "best.pt") == 16
+
+
+def test_numpys_numbers_are_numbers(tmp_path: Path) -> None:
+    """In checkpoints, where they would be code."""
+    run = make(
+        folder=tmp_path, evaluate=lambda t: {"fid": np.float64(QUALITY[t.iteration])},
+        evaluate_every=4, best_by="fid", schedule=lambda t: np.cos(t),
+    )  # fmt: skip
+    run.fit(4)
+    again = make(folder=tmp_path, schedule=lambda t: 1.0)
+    again.resume()
+    assert again.best == 3.0
+    assert rows(tmp_path)[-1]["fid"] == "3.0"
+    make(folder=tmp_path / "other", notes={"size": 3}).fit(1)
+    with pytest.raises(TypeError, match=r"state must hold tensors, .* got numpy\S*scalar"):
+        make(folder=tmp_path / "another", notes={"size": np.float32(3)}).fit(1)
+    assert not list((tmp_path / "another").glob("*.pt*"))
 
 
 def test_a_figure_that_evaluate_does_not_give(tmp_path: Path) -> None:
