@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from stanley_fast import checkpoint, cli, image_runs, run_folder
+from stanley_fast import checkpoint, cli, image_models, run_folder
 from stanley_fast.data import load
 from stanley_fast.image_experiments import ImageConfig
 
@@ -74,7 +74,7 @@ def test_resume_goes_on_and_refuses_others(
     command = ["train", "digits", "--folder", "f"]
     assert cli.main([*command, *TINY]) == 0
     assert cli.main([*command, "--resume", "--iterations", "6"]) == 0
-    assert image_runs.load_learned("f").iteration == 6
+    assert image_models.load_learned("f").iteration == 6
     assert run_folder.load_config(Path("f"), ImageConfig).width == 16
     line = fails(capsys, "train digits --folder f --resume --width 8", 2)
     assert line == "stanley-fast: the run to resume has width 16, got 8"

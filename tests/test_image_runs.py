@@ -19,12 +19,21 @@ from image_training import CLASSIFIER_STEPS, TINY, names, same_files
 from torch import Tensor, nn
 from training import assert_equal
 
-from stanley_fast import checkpoint, classifier, experiments, image_runs, keys, run_folder, runs
+from stanley_fast import (
+    checkpoint,
+    classifier,
+    experiments,
+    image_models,
+    image_runs,
+    keys,
+    run_folder,
+    runs,
+)
 from stanley_fast.checkpoint import CheckpointError
 from stanley_fast.data import DataError, to_pixels, to_unit
 from stanley_fast.image_experiments import ImageConfig, load_splits
+from stanley_fast.image_models import CHUNK, chains, generate, load_learned
 from stanley_fast.image_presets import preset
-from stanley_fast.image_runs import CHUNK, chains, generate, load_learned
 from stanley_fast.methods import SettingsError
 from stanley_fast.starts import ReplayBuffer
 from stanley_fast.trainer import DivergedError, Trainer
@@ -69,8 +78,8 @@ def test_a_run_leaves_its_files(finished: Path) -> None:
         "loss.png",
     }  # fmt: skip
     assert run_folder.load_config(finished, ImageConfig) == TINY
-    assert image_runs.is_run(finished)
-    assert image_runs.of_images(finished)
+    assert image_models.is_run(finished)
+    assert image_models.of_images(finished)
 
 
 def test_figures_have_floors_and_references(finished: Path) -> None:
@@ -428,7 +437,7 @@ def test_a_run_of_images_is_no_toy_run(finished: Path, tmp_path: Path) -> None:
         runs.load_config(finished)
     toy = toy_checkpoint(tmp_path)
     assert runs.load_learned(toy).iteration == 1
-    assert not image_runs.of_images(toy)
+    assert not image_models.of_images(toy)
     (tmp_path / "config.json").write_text(json.dumps(checkpoint.load(toy)["notes"]["config"]))
     with pytest.raises(CheckpointError, match="does not hold a run's settings"):
         image_runs.train(TINY, tmp_path, resume=True, progress=False)
@@ -508,7 +517,8 @@ def test_autocast_ends_with_each_chain(monkeypatch: pytest.MonkeyPatch) -> None:
             return -z.flatten(1).square().sum(1)
 
     config = dataclasses.replace(TINY, autocast=True)
-    parts = image_runs._chains_in_parts(Watching(), config, 2 * CHUNK, SHAPE, keys.key(0), 2, None)
+    run = image_models._chains_in_parts
+    parts = run(Watching(), config, 2 * CHUNK, SHAPE, keys.key(0), 2, None)
     for _ in parts:
         assert not torch.is_autocast_enabled("cpu")
     assert set(seen) == {True}

@@ -40,6 +40,7 @@ LAYERS = [
     {"methods", "pictures"},
     {"ergodicity", "experiments", "image_experiments", "image_quality"},
     {"image_presets", "run_folder"},
+    {"image_models"},
     {"bench", "image_runs", "runs"},
     {"comparison", "image_comparison"},
     {"commands"},

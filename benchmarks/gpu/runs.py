@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import stanley_fast as sf
 from gpu.rows import MISS, PASS, Rows
-from stanley_fast import image_runs
+from stanley_fast import image_models
 from stanley_fast.bench import work
 from stanley_fast.bench.ceilings import Precision, peaks, products
 from stanley_fast.bench.timing import synchronize
@@ -210,7 +210,7 @@ def draw(here: Job, trainer: sf.Trainer, precision: Precision, n: int) -> np.nda
     assert isinstance(here.config, ImageConfig)
     config = replace(here.config, autocast=precision == "bfloat16")
     shape = here.observations().shape
-    z = image_runs.generate(
+    z = image_models.generate(
         trainer.model, config, n, (shape[1], shape[2], shape[3]), sf.key(2, here.device)
     )
     return to_pixels(z).permute(0, 2, 3, 1).cpu().numpy()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from stanley_fast import fid, image_experiments, image_runs, keys, run_folder
+from stanley_fast import fid, image_experiments, image_models, image_runs, keys, run_folder
 from stanley_fast.commands.common import positional, unset
 from stanley_fast.data import Images, load, to_pixels
 from stanley_fast.methods import SettingsError
@@ -38,7 +38,7 @@ class Fid:
     """Write the score with its protocol to this file too."""
 
     def run(self) -> None:
-        device = self.device or image_runs.default_device()
+        device = self.device or image_models.default_device()
         if self.n is not None and self.n < 2:
             raise SettingsError(f"n must be 2 or more, got {self.n}")
         score = self._score(device)
@@ -53,13 +53,13 @@ class Fid:
         for path in (self.samples, data):
             if not path.exists():
                 raise FileNotFoundError(f"there is nothing at {path}")
-        if not image_runs.is_run(data):
+        if not image_models.is_run(data):
             if self.data is None:
                 raise SettingsError(f"data must be given, since {self.samples} is no run")
-            if self.samples.is_dir() and data.is_dir() and not image_runs.is_run(self.samples):
+            if self.samples.is_dir() and data.is_dir() and not image_models.is_run(self.samples):
                 return fid.compare_folders(self.samples, data, weights=self.weights, device=device)
         n = self.n or fid.default_samples(device)
-        learned = image_runs.load_learned(data, device) if image_runs.is_run(data) else None
+        learned = image_models.load_learned(data, device) if image_models.is_run(data) else None
         if learned is None:
             net: fid.FeatureNet = fid.Inception(self.weights, device)
             real = load(data)
@@ -70,9 +70,9 @@ class Fid:
         return fid.compare(self._samples(n, device), real, net)
 
     def _samples(self, n: int, device: str) -> Images:
-        if not image_runs.is_run(self.samples):
+        if not image_models.is_run(self.samples):
             return load(self.samples)
-        model = image_runs.load_learned(self.samples, device)
+        model = image_models.load_learned(self.samples, device)
         key = keys.key(self.seed, device)
-        z = image_runs.generate(model.f, model.config, n, model.shape, key, progress=True)
+        z = image_models.generate(model.f, model.config, n, model.shape, key, progress=True)
         return Images(to_pixels(z).cpu(), None, "samples", f"iteration {model.iteration}")

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from torch import Tensor
 
-from stanley_fast import image_runs, inpainting, keys, pictures, run_folder
+from stanley_fast import image_models, image_runs, inpainting, keys, pictures, run_folder
 from stanley_fast.commands.common import positional, unset
 from stanley_fast.data import load, to_unit
 from stanley_fast.image_experiments import load_splits
@@ -58,8 +58,8 @@ class Inpaint:
             raise SettingsError(f"n must be 1 or more, got {self.n}")
         if len({path.resolve() for path in (self.checkpoint, *self.others)}) <= len(self.others):
             raise SettingsError(f"others must differ from the first and each other: {self.others}")
-        device = self.device or image_runs.default_device()
-        models = [image_runs.load_learned(p, device) for p in (self.checkpoint, *self.others)]
+        device = self.device or image_models.default_device()
+        models = [image_models.load_learned(p, device) for p in (self.checkpoint, *self.others)]
         for path, model in zip(self.others, models[1:], strict=True):
             if model.shape != models[0].shape:
                 raise SettingsError(
@@ -67,7 +67,7 @@ class Inpaint:
                 )
         if self.samplers:
             first = models.pop(0)
-            models = [image_runs.by_sampler(first, name) for name in self.samplers] + models
+            models = [image_models.by_sampler(first, name) for name in self.samplers] + models
         image_key, mask_key, chain_key = keys.split(keys.key(self.seed), 3)
         images = self._images(models[0], image_key).to(device)
         try:
@@ -85,7 +85,7 @@ class Inpaint:
             ).images[0]  # fmt: skip
         self._report(images, mask, methods)
 
-    def _images(self, model: image_runs.Learned, key: Tensor) -> Tensor:
+    def _images(self, model: image_models.Learned, key: Tensor) -> Tensor:
         """(n, C, H, W) in [-1, 1]: the user's first n, or as many held-out ones by key."""
         if self.images is None:
             found = load_splits(model.config).held_out
@@ -99,7 +99,7 @@ class Inpaint:
             raise SettingsError(f"images must be {model.shape} like the model's, got {found.shape}")
         return to_unit(found.pixels)
 
-    def _names(self, models: Sequence[image_runs.Learned]) -> list[str]:
+    def _names(self, models: Sequence[image_models.Learned]) -> list[str]:
         """Of the methods: the samplers, and where two are the same their run's folder too."""
         titles = [SAMPLERS[model.config.sampler].title for model in models]
         paths = [self.checkpoint] * (len(models) - len(self.others)) + list(self.others)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from torch import Tensor
 
-from stanley_fast import diagnostics, image_runs, keys, metrics, pictures, plots, runs
+from stanley_fast import diagnostics, image_models, image_runs, keys, metrics, pictures, plots, runs
 from stanley_fast.commands.common import given, print_figures, unset
 from stanley_fast.data import to_pixels
 from stanley_fast.density import LogDensity
@@ -71,7 +71,7 @@ class Sample:
     def run(self) -> None:
         if self.n is not None and self.n < 1:
             raise SettingsError(f"n must be 1 or more, got {self.n}")
-        if self.source not in TARGETS and image_runs.of_images(self.source):
+        if self.source not in TARGETS and image_models.of_images(self.source):
             self._images()
         else:
             self._points(10_000 if self.n is None else self.n)
@@ -82,13 +82,13 @@ class Sample:
             if getattr(self, name) is not None or self.diagnostics:
                 name = "diagnostics" if self.diagnostics else name
                 raise SettingsError(f"{name} is for models of points, {self.source} is of images")
-        path, device = Path(self.source), image_runs.default_device()
-        model = image_runs.load_learned(path, device)
+        path, device = Path(self.source), image_models.default_device()
+        model = image_models.load_learned(path, device)
         own = given(self, ImageConfig)
         steps = own.pop("steps", None)
         config, key = replace(model.config, **own), keys.key(self.seed, device)
         n = IMAGES if self.n is None else self.n
-        z = image_runs.generate(model.f, config, n, model.shape, key, steps=steps, progress=True)
+        z = image_models.generate(model.f, config, n, model.shape, key, steps=steps, progress=True)
         folder = self.folder or _beside(path)
         folder.mkdir(parents=True, exist_ok=True)
         left = [folder / "samples.npy", folder / "samples.png"]
@@ -96,7 +96,7 @@ class Sample:
         scale = image_runs.picture_scale(z.shape)
         pictures.sheet(left[1], z[:SHOWN], scale=scale)
         if self.keep_every is not None:
-            chain = image_runs.chains(
+            chain = image_models.chains(
                 model.f, config, min(n, IMAGES), model.shape, key, steps=steps,
                 keep_every=self.keep_every,
             )  # fmt: skip
