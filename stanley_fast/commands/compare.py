@@ -12,19 +12,17 @@ import torch
 
 from stanley_fast import comparison, image_comparison
 from stanley_fast.commands.common import (
-    TOYS,
     Interrupted,
     ToyOptions,
     TrainingOptions,
     given,
     unset,
-    variants,
 )
 from stanley_fast.commands.image_options import (
-    IMAGES,
     ImageOptions,
     PlacedImageOptions,
     image_config,
+    subjects,
 )
 from stanley_fast.experiments import GRID_RUN, ToyConfig, preset
 from stanley_fast.methods import SAMPLERS, SamplerName, SettingsError, with_settings
@@ -122,15 +120,7 @@ class ComparePlacedImages(PlacedImageOptions, CompareImages):
 if TYPE_CHECKING:
     Kind = CompareToys | CompareImages
 else:
-    Kind = variants(
-        "target", {name: (CompareToys, text) for name, text in TOYS.items()}
-    ) | variants(
-        "data",
-        {
-            name: (CompareImages if name == "digits" else ComparePlacedImages, text)
-            for name, text in IMAGES.items()
-        },
-    )
+    Kind = subjects(CompareToys, CompareImages, ComparePlacedImages)
 
 
 @dataclass

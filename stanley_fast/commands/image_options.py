@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from stanley_fast.commands.common import TrainingOptions, called, given, unset, yes_or_no
+from stanley_fast.commands.common import (
+    TOYS,
+    TrainingOptions,
+    called,
+    given,
+    unset,
+    variants,
+    yes_or_no,
+)
 from stanley_fast.image_experiments import (
     DataName,
     FeaturesName,
@@ -125,6 +133,15 @@ IMAGES: dict[DataName, str] = {
     "mnist": "MNIST. PLACE holds its idx files, plain or .gz.",
     "folder": "Your own images. PLACE is a folder or .zip of pictures, an .npy or an .npz.",
 }
+
+
+def subjects(toy: type, images: type, placed: type) -> Any:
+    """A subcommand for each thing to learn: of points, of digits, of images that lie elsewhere."""
+    toys = variants("target", {name: (toy, text) for name, text in TOYS.items()})
+    return toys | variants(
+        "data",
+        {name: (images if name == "digits" else placed, text) for name, text in IMAGES.items()},
+    )
 
 
 def image_config(options: ImageOptions, sampler: SamplerName | None) -> ImageConfig:

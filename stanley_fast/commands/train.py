@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from stanley_fast import image_runs, run_folder, runs
 from stanley_fast.commands.common import (
-    TOYS,
     ChainOptions,
     Interrupted,
     ToyOptions,
@@ -19,15 +18,14 @@ from stanley_fast.commands.common import (
     given,
     print_figures,
     unset,
-    variants,
 )
 from stanley_fast.commands.image_options import (
-    IMAGES,
     ImageOptions,
     PlacedImageOptions,
     image_config,
     image_settings,
     place_of,
+    subjects,
 )
 from stanley_fast.experiments import ToyConfig, preset
 from stanley_fast.image_experiments import ImageConfig
@@ -105,13 +103,7 @@ class TrainPlacedImages(PlacedImageOptions, TrainImages):
 if TYPE_CHECKING:
     Kind = TrainToy | TrainImages
 else:
-    Kind = variants("target", {name: (TrainToy, text) for name, text in TOYS.items()}) | variants(
-        "data",
-        {
-            name: (TrainImages if name == "digits" else TrainPlacedImages, text)
-            for name, text in IMAGES.items()
-        },
-    )
+    Kind = subjects(TrainToy, TrainImages, TrainPlacedImages)
 
 
 @dataclass
