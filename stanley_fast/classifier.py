@@ -49,7 +49,12 @@ class Classifier:
         self.channels = images.shape[0]
         self.classes = int(labels.max()) + 1
         self.net = _net(images.shape, self.classes)
-        source = {"images": images.fingerprint, "labels": cache.digest(labels), "steps": STEPS}
+        source = {
+            "images": images.fingerprint,
+            "labels": cache.digest(labels),
+            "steps": STEPS,
+            "net": str(self.net),
+        }
         weights = cache.cached(
             lambda: _train(self.net, images, labels),
             name=f"classifier-{images.name}-{images.split}-{images.fingerprint[:12]}",

@@ -260,11 +260,6 @@ def load_splits(config: ImageConfig, *, progress: bool = True) -> Splits:
     shuffled = images.take(len(images), keys.key(0))  # the same for every seed
     held_out = max(2, round(HELD_OUT * len(images)))
     return Splits(
-        replace(_part(shuffled, slice(held_out, None)), split="train"),
-        replace(_part(shuffled, slice(held_out)), split="held out"),
+        replace(shuffled.part(slice(held_out, None)), split="train"),
+        replace(shuffled.part(slice(held_out)), split="held out"),
     )
-
-
-def _part(images: Images, which: slice) -> Images:
-    labels = None if images.labels is None else images.labels[which]
-    return replace(images, pixels=images.pixels[which], labels=labels)

@@ -77,6 +77,7 @@ _PAPER: dict[str, Any] = {
     "batch_size": 64, "data_noise": 0.03, "noise_scale": 0.01, "step_size": 1.0,
     "evaluate_every": 5_000, "samples": 10_000,
 }  # fmt: skip
+PAPER_SAMPLERS: tuple[SamplerName, ...] = ("stanley", "langevin")
 PAPER: dict[DataName, dict[str, Any]] = {
     "cifar10": _PAPER | {
         "threshold": 2e-4, "steps": 100, "sample_steps": 100, "iterations": 100_000,
@@ -127,7 +128,7 @@ def preset(
             chosen["noise_scale"] = chosen["data_noise"]
     elif name == "paper":
         sampler = sampler or "stanley"
-        if data not in PAPER or sampler not in ("stanley", "langevin"):
+        if data not in PAPER or sampler not in PAPER_SAMPLERS:
             raise SettingsError(f"there is no preset 'paper' for {data} and {sampler}")
         chosen = dict(PAPER[data])
         if sampler == "langevin":
@@ -161,7 +162,7 @@ def with_sampler(config: ImageConfig, sampler: SamplerName) -> ImageConfig:
     plain = {name: none for name, (_, none) in EXTRAS.items()}
     none = dict.fromkeys(SETTINGS)
     own: dict[str, Any] = {**none, **plain, **CPU_SAMPLERS[sampler]}
-    if own["noise_scale"] is not None and not SAMPLERS[sampler].adjusted:
+    if own["noise_scale"] is not None and not (SAMPLERS[sampler].adjusted or config.adjusted):
         own["noise_scale"] = config.noise_scale or own["noise_scale"]  # f's temperature
     return replace(config, sampler=sampler, **own)
 

@@ -29,7 +29,8 @@ class ImageQuality:
     Args:
         train, held_out: real images.
         net: `fid.Inception()` or a `Classifier`.
-        n: how many of each are compared; fewer of a set that has fewer.
+        n: how many training images the others are held against. Of those as many of every kind are
+            compared, n or the held-out images if they are fewer: FID depends on it.
         key: int64 (2,), of the choice and of the Gaussian.
         cache_folder: for features of real and Gaussian images.
         progress: show progress bars.
@@ -54,13 +55,14 @@ class ImageQuality:
             if count < 2:
                 raise ValueError(f"{name} must be 2 images or more, got {count}")
         keys = split(key, 3)
+        self.compared = min(n, len(held_out))
         self.net, self.cache_folder, self.progress = net, cache_folder, progress
-        self.data = train.take(min(n, len(train)), keys[0])
+        self.data = compared_images(train, n, key)
         self.train = train
         self.references: dict[str, float] = {}
         rivals = {
-            "floor": held_out.take(min(n, len(held_out)), keys[1]),
-            "gaussian": gaussian_images(train, n, keys[2]),
+            "floor": held_out.take(self.compared, keys[1]),
+            "gaussian": gaussian_images(train, self.compared, keys[2]),
         }
         real = self._features(self.data)
         for name, images in rivals.items():
@@ -70,8 +72,9 @@ class ImageQuality:
             self.references |= {f"{figure}_{name}": value for figure, value in figures.items()}
 
     def __call__(self, samples: Images) -> tuple[dict[str, float], fid.Score]:
+        few = samples.part(slice(self.compared))
         score = fid.compare(
-            samples, self.data, self.net, cache_folder=self.cache_folder, progress=self.progress
+            few, self.data, self.net, cache_folder=self.cache_folder, progress=self.progress
         )
         figures = {"fid": score.fid, "kid": score.kid, **self._looks(samples)}
         return {**figures, **self.references}, score
@@ -87,6 +90,11 @@ class ImageQuality:
         _, distances = nearest(images.pixels[:COMPARED].float(), self.train.pixels)
         shares = self.net.shares(images.pixels) if isinstance(self.net, Classifier) else {}
         return {"nearest": float(distances.median()) / 127.5, **shares}
+
+
+def compared_images(train: Images, n: int, key: Tensor) -> Images:
+    """The training images, n or all if they are fewer, that others are held against, by key."""
+    return train.take(min(n, len(train)), split(key, 3)[0])
 
 
 def gaussian_images(images: Images, n: int, key: Tensor) -> Images:

@@ -30,9 +30,10 @@ def in_parallel(
     from tqdm import tqdm
 
     context = multiprocessing.get_context("spawn")  # a fork of a threaded torch may hang
+    jobs = min(jobs, len(tasks))
     threads = max(1, torch.get_num_threads() // jobs)
     with (
-        ProcessPoolExecutor(min(jobs, len(tasks)), context, _start_worker, (threads,)) as pool,
+        ProcessPoolExecutor(jobs, context, _start_worker, (threads,)) as pool,
         tqdm(total=len(tasks), unit="run", disable=not progress, dynamic_ncols=True) as bar,
     ):
         try:

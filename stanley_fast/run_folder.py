@@ -16,12 +16,16 @@ from stanley_fast.checkpoint import CheckpointError
 from stanley_fast.methods import Config, RunConfig, SettingsError
 from stanley_fast.trainer import Trainer
 
+# What a run may be resumed with anew: where its data lies is checked by what the data is.
+MAY_DIFFER = ("iterations", "place")
+
 # Everything that a run leaves: what --overwrite removes, and no more.
 LEFT = (
     "config.json", "checkpoint.pt", "best.pt", "last_good.pt", "metrics.csv", "scores.json",
     "figure1.png", "loss.png", "samples.png", "training.png", "chains.gif", "neighbours.png",
     "energies.png", "fid.png", "checkpoints/*.pt", "snapshots/*.pt", "samples/samples.*",
-    "samples/trace.png", "samples/chains.gif", "tensorboard/events.out.tfevents.*",
+    "samples/trace.png", "samples/chains.gif", "samples/chains.png", "inpainting/inpainting.*",
+    "tensorboard/events.out.tfevents.*",
 )  # fmt: skip
 
 
@@ -136,7 +140,7 @@ def write(path: Path, text: str) -> None:
 def _check_same(config: RunConfig, saved: RunConfig) -> None:
     for field in fields(config):
         asked, was = getattr(config, field.name), getattr(saved, field.name)
-        if asked != was and field.name != "iterations":
+        if asked != was and field.name not in MAY_DIFFER:
             raise SettingsError(f"the run to resume has {field.name} {was}, got {asked}")
 
 

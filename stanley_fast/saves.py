@@ -59,14 +59,17 @@ class Saves:
             else:
                 checkpoint.save(kept / f"{iteration:07d}.pt", state)
                 _second_name(kept / f"{iteration:07d}.pt", newest)
-                self._tidy(kept, iteration)
+            self._tidy(kept, iteration)
         self.iteration = iteration
 
     def _tidy(self, kept: Path, iteration: int) -> None:
-        """Removes what is older than the last `keep`, and what is later: a past gone back on."""
+        """Removes what is older than the last `keep`, and what is later: a past gone back on.
+
+        A single one is checkpoint.pt alone.
+        """
         paths = {int(path.stem): path for path in kept.glob("*.pt") if path.stem.isdigit()}
-        last = sorted(i for i in paths if i <= iteration)[-self.keep :]
-        for i in paths.keys() - last:
+        last = sorted(i for i in paths if i <= iteration)[-self.keep :] if self.keep > 1 else []
+        for i in paths.keys() - set(last):
             paths[i].unlink()
 
     def save_as(self, name: str, state: dict[str, Any]) -> Path | None:

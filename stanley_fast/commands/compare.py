@@ -25,7 +25,10 @@ from stanley_fast.commands.image_options import (
     subjects,
 )
 from stanley_fast.experiments import GRID_RUN, ToyConfig, preset
+from stanley_fast.image_presets import PAPER_SAMPLERS
 from stanley_fast.methods import SAMPLERS, SamplerName, SettingsError, with_settings
+
+FIVE: tuple[SamplerName, ...] = ("stanley", "langevin", "ascent", "hmc", "mh")
 
 
 @dataclass
@@ -86,7 +89,9 @@ class CompareToys(TrainingOptions, ToyOptions):
 
 @dataclass
 class CompareImages(ImageOptions):
-    samplers: tuple[SamplerName, ...] = ("stanley", "langevin", "ascent", "hmc", "mh")
+    samplers: Annotated[
+        tuple[SamplerName, ...], unset("stanley langevin ascent hmc mh, of paper the first two")
+    ] = ()
     """Which to train, all with the same evaluations of f per chain and iteration."""
     seed: int = 0
     """Decides weights, data and noise of every run."""
@@ -98,10 +103,13 @@ class CompareImages(ImageOptions):
     """Go on with the comparison in the folder."""
 
     def run(self) -> None:
-        _check_different("samplers", self.samplers)
+        samplers = self.samplers or (PAPER_SAMPLERS if self.preset == "paper" else FIVE)
+        _check_different("samplers", samplers)
         _check_jobs(self.jobs)
+        if self.features == "none":
+            raise SettingsError("features must be inception or classifier to compare, got none")
         folder = self.folder or Path("runs", f"compare-{self.data}-{self.preset}")
-        configs = [image_config(self, sampler) for sampler in self.samplers]
+        configs = [image_config(self, sampler, lenient=True) for sampler in samplers]
         with _stopping(folder):
             done = image_comparison.compare(
                 configs, folder, jobs=self.jobs, resume=self.resume, device=self.device,

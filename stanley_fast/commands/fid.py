@@ -10,6 +10,7 @@ from typing import Annotated
 from stanley_fast import fid, image_experiments, image_models, image_runs, keys, run_folder
 from stanley_fast.commands.common import positional, unset
 from stanley_fast.data import Images, load, to_pixels
+from stanley_fast.image_quality import compared_images
 from stanley_fast.methods import SettingsError
 
 
@@ -66,7 +67,7 @@ class Fid:
         else:
             train = image_experiments.load_splits(learned.config).train
             net = image_runs.feature_net(learned.config, train, device, self.weights)
-            real = train.take(min(n, len(train)), run_folder.key_for(0, "truth"))
+            real = compared_images(train, n, run_folder.key_for(0, "truth"))
         return fid.compare(self._samples(n, device), real, net)
 
     def _samples(self, n: int, device: str) -> Images:

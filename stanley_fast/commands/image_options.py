@@ -16,6 +16,7 @@ from stanley_fast.commands.common import (
     yes_or_no,
 )
 from stanley_fast.image_experiments import (
+    EXTRAS,
     DataName,
     FeaturesName,
     ImageConfig,
@@ -46,7 +47,7 @@ class NetOptions:
 class ImageTrainingOptions(TrainingOptions):
     beta1: Annotated[float | None, unset("the preset's")] = None
     """Of Adam; 0 or 0.9."""
-    warm_up: Annotated[int | None, unset("0")] = None
+    warm_up: Annotated[int | None, unset("the preset's")] = None
     """Iterations over which the learning rate rises from 0."""
     decay: Annotated[float | None, unset("0.25")] = None
     """Share of the iterations, at the end, over which the learning rate falls."""
@@ -65,19 +66,19 @@ class ImageTrainingOptions(TrainingOptions):
 
 @dataclass
 class ImageChainOptions:
-    norm: Annotated[Literal["element", "channel", "sample"] | None, unset("element")] = None
+    norm: Annotated[Literal["element", "channel", "sample"] | None, unset("the preset's")] = None
     """Of stanley: what |gradient| in Eq. 4 is of: each element, a pixel's channels, an image."""
-    update: Annotated[Literal["paper", "script"] | None, unset("paper")] = None
+    update: Annotated[Literal["paper", "script"] | None, unset("the preset's")] = None
     """Of stanley: Eq. 5 as printed, or as in the author's script."""
     clamp: Annotated[bool | None, yes_or_no(), unset("the preset's")] = None
     """Of stanley, langevin and ascent: keep pixels in [-1, 1]."""
-    grad_clamp: Annotated[float | None, unset("none")] = None
+    grad_clamp: Annotated[float | None, unset("the preset's")] = None
     """Of langevin and ascent: bound of each element of the gradient."""
     start: Annotated[StartName | None, unset("the preset's")] = None
     """Where chains start: uniform noise, where earlier ones ended (persistent), or data."""
     buffer_size: Annotated[int | None, unset("the preset's")] = None
     """Persistent chains kept."""
-    fresh_share: Annotated[float | None, unset("0.05")] = None
+    fresh_share: Annotated[float | None, unset("the preset's")] = None
     """Share of persistent chains that start anew."""
 
 
@@ -106,7 +107,7 @@ class ImageOptions(EvaluationOptions, ImageChainOptions, ImageTrainingOptions, N
     """Settings to begin with: cpu, for two cores; paper, what the paper prints (cifar10,
     flowers102, celeba; weeks on a CPU); or a published recipe. The options below change single
     ones."""
-    image_size: Annotated[int | None, unset("the data's; 32 of flowers102, 64 of celeba")] = None
+    image_size: Annotated[int | None, unset("the preset's, or the data's")] = None
     """Pictures' central squares are resized to this."""
     limit: Annotated[int | None, unset("the preset's")] = None
     """Use no more than the first so many images."""
@@ -144,10 +145,19 @@ def subjects(toy: type, images: type, placed: type) -> Any:
     )
 
 
-def image_config(options: ImageOptions, sampler: SamplerName | None) -> ImageConfig:
-    """The preset of this sampler with the settings that the user gave."""
+def image_config(
+    options: ImageOptions, sampler: SamplerName | None, *, lenient: bool = False
+) -> ImageConfig:
+    """The preset of this sampler with the settings that the user gave.
+
+    `lenient`: settings of other samplers, which it doesn't take, are left out.
+    """
     base = preset(options.data, options.preset, sampler, place_of(options))
-    return with_settings(base, image_settings(options))
+    own = image_settings(options)
+    if lenient:
+        not_taken = [name for name, (takers, _) in EXTRAS.items() if base.sampler not in takers]
+        own = {name: value for name, value in own.items() if name not in not_taken}
+    return with_settings(base, own)
 
 
 def image_settings(options: ImageOptions) -> dict[str, Any]:

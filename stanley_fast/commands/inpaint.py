@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -79,9 +79,10 @@ class Inpaint:
         methods = {"mean colour": mean_colour(images, mask)}
         for model, name in zip(models, self._names(models), strict=True):
             steps = model.config.sample_steps if self.steps is None else self.steps
+            config = replace(model.config, steps=steps, sample_steps=steps)
             methods[name] = inpainting.inpaint(
-                model.f, images, mask, model.config.make_sampler(),
-                model.config.transitions_of(steps), key=chain_key.to(device), start=self.start,
+                model.f, images, mask, config.make_sampler(), config.transitions,
+                key=chain_key.to(device), start=self.start,
             ).images[0]  # fmt: skip
         self._report(images, mask, methods)
 

@@ -82,13 +82,15 @@ class Sample:
             if getattr(self, name) is not None or self.diagnostics:
                 name = "diagnostics" if self.diagnostics else name
                 raise SettingsError(f"{name} is for models of points, {self.source} is of images")
+        if self.keep_every is not None and self.keep_every < 1:
+            raise SettingsError(f"keep_every must be 1 or more, got {self.keep_every}")
         path, device = Path(self.source), image_models.default_device()
         model = image_models.load_learned(path, device)
-        own = given(self, ImageConfig)
-        steps = own.pop("steps", None)
+        steps = model.config.sample_steps if self.steps is None else self.steps
+        own = {**given(self, ImageConfig), "steps": steps, "sample_steps": steps}
         config, key = replace(model.config, **own), keys.key(self.seed, device)
         n = IMAGES if self.n is None else self.n
-        z = image_models.generate(model.f, config, n, model.shape, key, steps=steps, progress=True)
+        z = image_models.generate(model.f, config, n, model.shape, key, progress=True)
         folder = self.folder or _beside(path)
         folder.mkdir(parents=True, exist_ok=True)
         left = [folder / "samples.npy", folder / "samples.png"]
@@ -97,7 +99,7 @@ class Sample:
         pictures.sheet(left[1], z[:SHOWN], scale=scale)
         if self.keep_every is not None:
             chain = image_models.chains(
-                model.f, config, min(n, IMAGES), model.shape, key, steps=steps,
+                model.f, config, min(n, IMAGES), model.shape, key,
                 keep_every=self.keep_every,
             )  # fmt: skip
             assert chain.trace is not None

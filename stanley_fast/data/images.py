@@ -80,6 +80,11 @@ class Images:
         labels = None if self.labels is None else self.labels[index]
         return replace(self, pixels=self.pixels[index], labels=labels)
 
+    def part(self, which: slice) -> Images:
+        """Those at the places of a slice."""
+        labels = None if self.labels is None else self.labels[which]
+        return replace(self, pixels=self.pixels[which], labels=labels)
+
     def minibatches(self, *, flip: bool = False) -> Callable[[int, Tensor], Tensor]:
         """What `Trainer` takes as its data: (n, key) -> float32 (n, C, H, W) in [-1, 1].
 
