@@ -44,7 +44,7 @@ NVCC_FLAGS = shlex.split("-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden")
 # CUDA's runtime, which nvcc finds, is linked statically, so that the library loads without CUDA.
 CUDA_LINK = shlex.split("-cudart static --no-device-link")
 # In csrc/cpu, compiled for each vector level.
-PER_LEVEL = {"kernels.cpp", "chain.cpp", "density.cpp", "metropolis.cpp"}
+PER_LEVEL = {"kernels.cpp", "chain.cpp", "conv.cpp", "density.cpp", "metropolis.cpp"}
 LEVELS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],

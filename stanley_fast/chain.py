@@ -25,8 +25,10 @@ __all__ = ["Chain", "NonFiniteError", "sample"]
 _WHOLE = "chain: all transitions of all chains in one kernel"
 _IN_GRAPH = "graph: {} transitions at a time in one CUDA graph; not in one kernel, because {}"
 _BY_STEP = (
-    "step: one transition at a time; not in one kernel, because {}; not in a CUDA graph, because {}"
+    "step: one transition at a time{}; not in one kernel, because {}; not in a CUDA graph, "
+    "because {}"
 )
+_READ = ", f's value and gradient in one operation"
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,11 @@ def sample(
         TypeError, ValueError: an argument that makes no sense, or fused=True or graph=True where
             that can't be.
 
-    On the CPU and in a GPU's tensor cores convolutions are faster in channels-last order: where f
-    is a module and no callback looks on, its layers read copies of their weights in that order
-    while the chain runs. float32 products on a GPU are as torch has them:
+    Where f is a module and no callback looks on, its layers read copies of their weights while the
+    chain runs: on the CPU and in a GPU's tensor cores convolutions are faster in channels-last
+    order. On the CPU a `ConvEnergy`, or an nn.Sequential like it, is read instead of called, as the
+    fused kernel does; its convolutions are Winograd's and round several times as much as torch's.
+    float32 products on a GPU are as torch has them:
     torch.backends.cuda.matmul.fp32_precision and torch.backends.cudnn.conv.fp32_precision.
 
     Source: Algorithm 1, lines 3 to 7.
@@ -171,9 +175,7 @@ def sample(
         state, done, captured, why_no_graph = None, 0, None, "graph=False"
         if graph and steps:
             captured, why_no_graph = _captured(density, z0, request, key, asked, graph)
-        rung = _BY_STEP.format(why_not, why_no_graph)
         if captured is not None:
-            rung = _IN_GRAPH.format(captured.transitions.length, why_not)
             state, done = captured.run(z0, steps, key, diary, density)
         if done < bare or not (state or backprop_steps):
             with density.frozen_parameters(z0 if callback is None else None):
@@ -185,6 +187,9 @@ def sample(
         assert state is not None
         z = state.z if backprop_steps else state.z.detach()
         density.finish(steps, z)
+    rung = _BY_STEP.format(_READ if density.read else "", why_not, why_no_graph)
+    if captured is not None:
+        rung = _IN_GRAPH.format(captured.transitions.length, why_not)
     return Chain(z, after, diary.stats(), diary.trace, rung, diary.acceptance())
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stanley_fast import weights
+from stanley_fast import conv, weights
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -49,6 +49,7 @@ class Density:
 
     Attributes:
         differentiable: whether gradients stay in the graph, so that one can go through the chain.
+        read: whether f's weights were read, by `frozen_parameters`, instead of f being called.
 
     Raises:
         TypeError: f is not callable.
@@ -72,6 +73,8 @@ class Density:
         self.f = torch.compile(f) if compile else f
         self.differentiable = False
         self._owner = getattr(f, "__self__", f)  # the module, if f is a bound method of one
+        self._net: conv.Net | None = None
+        self.read = False
         self.restart()
 
     def restart(self, *, deferred: bool = False) -> None:
@@ -91,12 +94,16 @@ class Density:
 
     def value(self, z: Tensor) -> Tensor:
         """f(z), (B,), without a graph: f need not be differentiable."""
+        if self._net is not None and self._net.takes(z):
+            return self._net(z, with_grad=False)[0]
         with torch.no_grad():
             value = self._call(z)
         return value.detach()
 
     def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """f(z), (B,), and its gradient, like z; either may be NaN or infinite."""
+        if self._net is not None and self._net.takes(z):
+            return self._net(z, with_grad=True)
         if self.differentiable and z.requires_grad:
             leaf = z
         elif z is self._state and self._leaf is not None:
@@ -185,15 +192,25 @@ class Density:
     def frozen_parameters(self, z: Tensor | None = None) -> Iterator[None]:
         """A module whose parameters ask for no gradient, so that none is computed.
 
-        With z, a batch like those to come, layers read copies that suit such: within, the module's
-        parameters are not its own.
+        With z, a batch like those to come, f is evaluated the fastest way there is for such: by
+        one operation that reads its weights, or with layers that read copies of theirs, so that
+        within the module's parameters are not its own.
         """
         if not isinstance(self._owner, nn.Module):
             yield
             return
-        copies = None if z is None else self.copies(z)
-        with weights.frozen(self._owner), nullcontext() if copies is None else copies.read():
-            yield
+        with weights.frozen(self._owner):
+            if z is None:
+                yield
+                return
+            self._net = None if self.compiled or self.autocast else conv.fit(self.original, z)
+            self.read = self.read or self._net is not None
+            copies = None if self._net else self.copies(z)
+            try:
+                with nullcontext() if copies is None else copies.read():
+                    yield
+            finally:
+                self._net = None
 
     def copies(self, z: Tensor) -> weights.Copies | None:
         """Of a module's weights, as its layers read them fastest for batches like z."""

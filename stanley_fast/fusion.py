@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
+from stanley_fast import plain
 from stanley_fast.backends import backends, select
 from stanley_fast.energies import MLPEnergy
 from stanley_fast.library import COMPILED, TRITON
@@ -134,22 +134,12 @@ def _require(fits: bool, reason: str) -> None:
 
 
 def _check_surroundings(z0: Tensor) -> None:
-    plain = type(z0) in (Tensor, nn.Parameter) and (z0.is_cpu or z0.is_cuda)
-    _require(plain, "z0 is not a plain tensor on the CPU or a GPU")
+    usual = type(z0) in (Tensor, nn.Parameter) and (z0.is_cpu or z0.is_cuda)
+    _require(usual, "z0 is not a plain tensor on the CPU or a GPU")
     _require(z0.dtype in (torch.float32, torch.float64), f"z0 is {z0.dtype}")
     namespace(z0)
-    plain = undisturbed() and not torch.is_autocast_enabled(z0.device.type)
-    _require(plain, "torch.func, autocast, torch.compile or a dispatch mode is at work")
-
-
-def undisturbed() -> bool:
-    """Whether operations are what they seem: nothing in torch is at work on them."""
-    return (
-        torch._C._functorch.maybe_current_level() is None
-        and forward_ad._current_level < 0
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch.compiler.is_compiling()
-    )
+    fine = plain.undisturbed() and not torch.is_autocast_enabled(z0.device.type)
+    _require(fine, "torch.func, autocast, torch.compile or a dispatch mode is at work")
 
 
 def _check_memory(widths: tuple[int, ...], z0: Tensor) -> None:
@@ -237,17 +227,13 @@ def _activation(layers: list[nn.Module]) -> tuple[str, float]:
 
 def _weight_and_bias(layer: nn.Module, z0: Tensor) -> tuple[Tensor, Tensor]:
     if type(layer) is nn.Conv2d:
-        plain = layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1
-        _require(plain and layer.padding in ((0, 0), "valid", "same"), "a convolution is not 1x1")
+        single = layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1
+        _require(single and layer.padding in ((0, 0), "valid", "same"), "a convolution is not 1x1")
     else:
         _require(type(layer) is nn.Linear, f"{type(layer).__name__} is not nn.Linear or nn.Conv2d")
     weight, bias = layer.weight, layer.bias
     for tensor in (weight, bias):
-        same = tensor is None or (
-            type(tensor) in (Tensor, nn.Parameter)
-            and tensor.layout == torch.strided
-            and (tensor.dtype, tensor.device) == (z0.dtype, z0.device)
-        )
+        same = tensor is None or plain.is_plain(tensor, z0)
         _require(same, "its parameters are not plain tensors like z0")
     assert isinstance(weight, Tensor)
     given = bias if isinstance(bias, Tensor) else weight.new_zeros(len(weight))
@@ -256,9 +242,5 @@ def _weight_and_bias(layer: nn.Module, z0: Tensor) -> tuple[Tensor, Tensor]:
 
 def _check_calls(modules: list[nn.Module]) -> None:
     """That calling a module is calling its class's forward and nothing else."""
-    hooked = torch.nn.modules.module._has_any_global_hook() or any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-        for m in modules
-    )
-    _require(not hooked, "f has hooks")
-    _require(not any("forward" in vars(m) for m in modules), "f's forward is replaced")
+    _require(not plain.hooked(modules), "f has hooks")
+    _require(not plain.replaced(modules), "f's forward is replaced")

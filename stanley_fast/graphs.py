@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stanley_fast import cuda_graph, fusion, keys, weights
+from stanley_fast import cuda_graph, keys, plain, weights
 from stanley_fast.backends import select
 from stanley_fast.cuda_graph import CannotCaptureError, Recorder
 from stanley_fast.density import Density
@@ -203,7 +203,7 @@ def fit(
     known = type(request.sampler) in SAMPLERS
     _require(known, f"{type(request.sampler).__name__} is not a sampler of this package")
     _require(z0.numel() > 0, "there are no elements")
-    _require(fusion.undisturbed(), "torch.func, torch.compile or a dispatch mode is at work")
+    _require(plain.undisturbed(), "torch.func, torch.compile or a dispatch mode is at work")
     try:
         with _LOCK:
             return _find(density, z0, request, key, insist)

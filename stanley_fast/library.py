@@ -66,13 +66,21 @@ _DENSITY = (
     " -> (Tensor grad_z, Tensor grad_parameters)",
 )
 
+# The values of convolutional nets and their gradient by z. The weights are packed once for many
+# calls, in the order of this machine's vectors; without with_grad the gradient is empty.
+_CONV = (
+    "conv_pack(Tensor[] weights, Tensor[] biases, Tensor readout, Tensor readout_bias) -> Tensor",
+    "conv_log_density(Tensor z, Tensor packed, SymInt[] channels, float slope, bool with_grad)"
+    " -> (Tensor f, Tensor grad)",
+)
+
 COMPILED, TRITON = "stanley_fast", "stanley_fast_triton"
 _libraries = {name: torch.library.Library(name, "DEF") for name in (COMPILED, TRITON)}
 for _library in _libraries.values():
     for _schema in _SCHEMAS:
         _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.define(_CHAIN, tags=(torch.Tag.pt2_compliant_tag,))
-for _schema in _DENSITY:
+for _schema in (*_DENSITY, *_CONV):
     _libraries[COMPILED].define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
@@ -221,9 +229,24 @@ def _density_backward(
     return z.new_empty(z.shape[0] if with_z else 0, z.shape[1]), z.new_empty(parameters)
 
 
+def _conv_pack(
+    weights: list[Tensor], biases: list[Tensor], readout: Tensor, readout_bias: Tensor
+) -> Tensor:
+    size = torch.library.get_ctx().new_dynamic_size()  # its order is the machine's
+    return readout.new_empty(size)
+
+
+def _conv_log_density(
+    z: Tensor, packed: Tensor, channels: list[int], slope: float, with_grad: bool
+) -> tuple[Tensor, Tensor]:
+    return z.new_empty(z.shape[0]), z.new_empty(z.shape[0] if with_grad else 0, *z.shape[1:])
+
+
 for _name, _function in (
     ("mlp_log_density", _density),
     ("mlp_log_density_backward", _density_backward),
+    ("conv_pack", _conv_pack),
+    ("conv_log_density", _conv_log_density),
 ):
     torch.library.register_fake(f"{COMPILED}::{_name}", _function, lib=_libraries[COMPILED])
 
@@ -295,12 +318,19 @@ for _namespace, _library in _libraries.items():
         )
 
 
-def _never(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError("mlp_chain has no gradient; sample(backprop_steps=...) goes step by step")
+def _never(name: str, instead: str, ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(f"{name} has no gradient; {instead}")
 
 
-for _namespace, _library in _libraries.items():
-    torch.library.register_autograd(f"{_namespace}::mlp_chain", _never, lib=_library)
+for _name, _instead, _namespaces in (
+    ("mlp_chain", "sample(backprop_steps=...) goes step by step", (COMPILED, TRITON)),
+    ("conv_log_density", "call f itself, which is plain torch", (COMPILED,)),
+    ("conv_pack", "call f itself, which is plain torch", (COMPILED,)),
+):
+    for _namespace in _namespaces:
+        torch.library.register_autograd(
+            f"{_namespace}::{_name}", partial(_never, _name, _instead), lib=_libraries[_namespace]
+        )
 
 
 def _save_density(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -24,12 +24,14 @@ BENCH = {path.stem: path for path in PACKAGE.glob("bench/*.py")}
 # A module may import from the layers above it here, never from its own or a later one.
 LAYERS = [
     {"_direct", "_host", "backends", "checkpoint", "checks", "cuda_graph", "extras"}
-    | {"metrics_log", "networks", "settings", "terminal", "weights"}
+    | {"metrics_log", "networks", "plain", "settings", "terminal", "weights"}
     | {"parallel", "threads"},
-    {"density", "fingerprint", "kernels", "reference", "saves", "schedules", "updates"},
-    {"direct", "keys", "library", "transition"},
-    {"diary", "ops"},
-    {"metropolis_ops"},
+    {"fingerprint", "kernels", "reference", "saves", "schedules", "updates"},
+    {"direct", "keys", "library"},
+    {"conv", "ops"},
+    {"density"},
+    {"metropolis_ops", "transition"},
+    {"diary"},
     {"data", "distances", "doctor", "energies", "metropolis"},
     {"classifier", "hmc", "samplers"},
     {"fid", "fusion", "metrics", "targets"},

@@ -22,9 +22,13 @@ LAST = torch.channels_last
 SAMPLER = sf.Stanley(0.3, noise_scale=0.1)
 
 
-def conv_net(**options: Any) -> sf.ConvEnergy:
+class Net(sf.ConvEnergy):
+    """Called, not read: no operation knows its class."""
+
+
+def conv_net(**options: Any) -> Net:
     torch.manual_seed(0)
-    return sf.ConvEnergy(width=8, layers=3, image_size=8, **options)
+    return Net(width=8, layers=3, image_size=8, **options)
 
 
 def images(n: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:

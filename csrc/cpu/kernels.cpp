@@ -165,6 +165,7 @@ constexpr Kernels<S> kTable = {step<S>, step_backward<S>, normal<S>, stepsizes<S
 }  // namespace
 
 extern const Chains kChains;          // chain.cpp
+extern const Convs kConvs;            // conv.cpp
 extern const Densities kDensities;    // density.cpp
 extern const Metropolis kMetropolis;  // metropolis.cpp
 extern const Level kLevel;
@@ -174,6 +175,7 @@ const Level kLevel = {STANLEY_NAME(STANLEY_LEVEL),
                       kTable<Half>,
                       kTable<BFloat16>,
                       &kChains,
+                      &kConvs,
                       &kDensities,
                       &kMetropolis};
 

@@ -29,6 +29,7 @@ struct Kernels {
 };
 
 struct Chains;      // chain.h
+struct Convs;       // conv.h
 struct Densities;   // density.h
 struct Metropolis;  // metropolis_kernels.h
 
@@ -39,6 +40,7 @@ struct Level {
   Kernels<Half> f16;
   Kernels<BFloat16> bf16;
   const Chains* chains;
+  const Convs* convs;
   const Densities* densities;
   const Metropolis* metropolis;
 };

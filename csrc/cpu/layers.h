@@ -6,43 +6,15 @@
 #pragma once
 
 #include "net.h"
+#include "vector.h"
 
 namespace stanley::cpu {
 namespace STANLEY_LEVEL {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kBytes = 64;  // of a vector
-#elif defined(__AVX2__)
-constexpr int kBytes = 32;
-#else
-constexpr int kBytes = 16;
-#endif
-
 // A register tile: its kRows x kColumns vectors take 24 of 32 registers, or 12 of 16.
 constexpr int kRows = kBytes == 64 ? 8 : 4, kColumns = 3;
 constexpr int kFew = 2;  // inputs that are not worth kRows rows: points in the plane
-
-template <class T>
-constexpr int64_t kPerVector = kBytes / static_cast<int64_t>(sizeof(T));
-
-template <class T>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(kBytes), may_alias));
-};
-
-template <class T>
-using Vector = typename VectorOf<T>::type;
-
-template <class T>
-inline Vector<T>& at(T* p) {
-  return *reinterpret_cast<Vector<T>*>(p);
-}
-
-template <class T>
-inline const Vector<T>& at(const T* p) {
-  return *reinterpret_cast<const Vector<T>*>(p);
-}
 
 inline int64_t padded(int64_t rows) { return (rows + kRows - 1) / kRows * kRows; }
 
