@@ -68,7 +68,7 @@ class Recorder:
         capturing = torch.cuda.graph(
             graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
         )
-        with self._explaining(RuntimeError), capturing:
+        with self._explaining(RuntimeError), _no_cublas_workspaces(), capturing:
             run()
         return graph.replay
 
@@ -108,6 +108,16 @@ def recorder(device: torch.device) -> Recorder:
 _LOCK = threading.RLock()
 # A pool must not be used again once its last graph is gone.
 _RECORDERS: weakref.WeakValueDictionary[torch.device, Recorder] = weakref.WeakValueDictionary()
+
+
+@contextmanager
+def _no_cublas_workspaces() -> Iterator[None]:
+    """What is captured makes workspaces of its own, in its pool: others may clear cuBLAS's."""
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 @contextmanager

@@ -66,6 +66,8 @@ class FakeCuda:
         }
         for name, value in mine.items():
             monkeypatch.setattr(torch.cuda, name, value)
+        clear = "_cuda_clearCublasWorkspaces"
+        monkeypatch.setattr(torch._C, clear, lambda: self.log.append("clear"), raising=False)
 
     def pool(self) -> int:
         self.pools += 1
@@ -116,7 +118,9 @@ def test_rehearsed_on_the_side_stream_then_captured(cuda: FakeCuda) -> None:
         "main waits for the event",
         "side waits for main",
         "main waits for side",
+        "clear",
         "capture into pool 1 on side",
+        "clear",
         "main records the event",
     ]
     assert cuda.current is cuda.main
