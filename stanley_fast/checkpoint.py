@@ -84,13 +84,13 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or damaged: {first_line(error)}") from error
-    if not isinstance(content, dict) or "stanley_fast" not in content or "state" not in content:
+    state = content.get("state") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or "stanley_fast" not in content:
         raise CheckpointError(f"{path} is no checkpoint of stanley-fast")
     if content["stanley_fast"] != FORMAT:
         raise CheckpointError(
             f"{path} has format {content['stanley_fast']}, this version reads format {FORMAT}"
         )
-    state: dict[str, Any] = content["state"]
     return state
 
 

@@ -415,7 +415,7 @@ def test_load_learned_refuses_other_files(
         (tmp_path / "malicious.pt", "loading anything else could run code"),
         (tmp_path / "zipped.pt", "loading anything else could run code"),
         (tmp_path / "old.pt", "has format 1, this version reads format 2"),
-        (tmp_path / "list.pt", no_run),
+        (tmp_path / "list.pt", "is no checkpoint of stanley-fast"),
         (tmp_path / "bare.pt", f"{no_run}'average'"),
         (toy_checkpoint(tmp_path), f"{no_run}.*unexpected keyword argument 'target'"),
         (changed(finished, tmp_path, width=32), f"{no_run}Error.* loading state_dict"),
