@@ -94,7 +94,7 @@ def recorder(device: torch.device) -> Recorder:
         CannotCaptureError: there are no CUDA graphs on this device, or a capture is under way.
     """
     if device.type != "cuda":
-        raise CannotCaptureError(f"z0 is on {device.type}, not on a GPU")
+        raise CannotCaptureError(f"the device is {device.type}, not a GPU")
     if torch.cuda.is_current_stream_capturing():
         raise CannotCaptureError("a capture is under way already")
     with _LOCK:

@@ -136,12 +136,18 @@ class Density:
         self._watch.step(z, grad)
         return value, grad
 
+    def require_finite(self, tensor: Tensor, what: str) -> None:
+        """NonFiniteError, of step 0, if `tensor` is not finite; it may be left to `products`."""
+        self._watch.start(tensor, what)
+
     def finish(self, steps: int, z: Tensor) -> None:
         """NonFiniteError if a state or gradient so far, or z after all `steps`, is not finite."""
         self._watch.finish(steps, z)
 
     def products(self) -> Tensor | None:
-        """One number per transition that was left to `finish`: not finite where a chain is not."""
+        """Numbers of what was left to `finish`, not finite where a chain is not: one for each
+        transition, after those for a start.
+        """
         return torch.cat(self._watch.pending) if self._watch.pending else None
 
     def add_products(self, products: Tensor) -> None:
@@ -245,6 +251,12 @@ class _Watch:
         self.deferred = deferred
         self.steps = 0
         self.pending: list[Tensor] = []  # of shape (transitions,)
+
+    def start(self, tensor: Tensor, what: str) -> None:
+        if self.deferred:
+            self.pending.append(tensor.detach().sum(dtype=torch.float32).reshape(1))
+        else:
+            raise_if_not_finite(0, tensor, what)
 
     def step(self, z: Tensor, grad: Tensor) -> None:
         if z.dtype in (torch.float16, torch.bfloat16):

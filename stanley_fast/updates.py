@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import ctypes
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 MakeOptimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
@@ -42,7 +44,7 @@ class Updates:
             raise TypeError(f"schedule must be iteration -> factor, or None, got {schedule!r}")
         if not (ema is None or 0 < ema < 1):
             raise ValueError(f"ema must be in (0, 1) or None, got {ema}")
-        self.f, self.schedule = f, schedule
+        self.f, self.schedule, self.ema = f, schedule, ema
         self.optimizer = (
             optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer(f.parameters())
         )
@@ -59,13 +61,68 @@ class Updates:
 
     def step(self, iteration: int) -> None:
         """Line 10 for the iteration of this number, from 0."""
+        rates = self.rates_at(iteration)
+        with self._settings(rates if self.needs_host() else map(_rounded, rates)):
+            self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.f)
+
+    def rates_at(self, iteration: int) -> list[float]:
+        """Each group's learning rate for the iteration, which its "lr" becomes."""
         if self.schedule is not None:
             factor = float(self.schedule(iteration))
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor
-        self.optimizer.step()
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def needs_host(self) -> str:
+        """Why `step_if` can't be; "" if it can."""
+        optimizer = self.optimizer
+        if not getattr(optimizer, "_step_supports_amp_scaling", False):
+            return "the optimizer can't leave out a step by itself, as torch's do with fused=True"
+        if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+            return "the optimizer has hooks"
+        if any(isinstance(group["lr"], Tensor) for group in optimizer.param_groups):
+            return "a learning rate is a tensor"
+        return ""
+
+    def step_if(self, good: Tensor, rates: list[Tensor]) -> None:
+        """`step`, for a CUDA graph: once `step` was called, and only where `good` is 1, not 0.
+
+        rates: float32, 0-dim: `rates_at`, to be written before every replay.
+        `count` takes note of those that were made.
+        """
+        with self._settings(rates, capturable=True):
+            self.optimizer.found_inf = 1.0 - good.float()  # type: ignore[attr-defined]
+            try:
+                self.optimizer.step()
+            finally:
+                del self.optimizer.found_inf  # type: ignore[attr-defined]
+        if self.average is not None and self.ema is not None:
+            averages = self.average.module
+            for mine, p in zip(averages.parameters(), self.f.parameters(), strict=True):
+                mine.detach().lerp_(p.detach(), (1 - self.ema) * good.to(p.dtype))
+            for kept, b in zip(averages.buffers(), self.f.buffers(), strict=True):
+                kept.copy_(b)
+
+    @contextmanager
+    def _settings(self, rates: Iterable[float | Tensor], **more: object) -> Iterator[None]:
+        """The optimizer's groups with these learning rates and settings."""
+        groups = self.optimizer.param_groups
+        before = [dict(group) for group in groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group |= {"lr": rate, **more}
+        try:
+            yield
+        finally:
+            for group, own in zip(groups, before, strict=True):
+                group.clear()
+                group |= own
+
+    def count(self, steps: int) -> None:
+        """So many were made by `step_if`."""
         if self.average is not None:
-            self.average.update_parameters(self.f)
+            self.average.n_averaged += steps
 
     def is_finite(self) -> bool:
         """Whether every parameter is."""
@@ -94,3 +151,8 @@ class Updates:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.rates = list(state["rates"])
+
+
+def _rounded(rate: float) -> float:
+    """As a float32, which `step_if` takes: so that both do the same."""
+    return ctypes.c_float(rate).value

@@ -183,7 +183,7 @@ def test_one_recorder_a_device_as_long_as_somebody_has_it(cuda: FakeCuda) -> Non
 
 
 def test_there_is_none(cuda: FakeCuda) -> None:
-    with pytest.raises(CannotCaptureError, match="z0 is on cpu, not on a GPU"):
+    with pytest.raises(CannotCaptureError, match="the device is cpu, not a GPU"):
         recorder(torch.device("cpu"))
     cuda.capturing = True
     with pytest.raises(CannotCaptureError, match="a capture is under way"):
