@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import threading
@@ -380,10 +381,11 @@ class Trainer:
             if self.folder is None:
                 raise ValueError("path must be given when the trainer has no folder")
             path = self.folder / NEWEST
-        state = checkpoint.load(path)
+        state, before = checkpoint.load(path), copy.deepcopy(self.state_dict())
         try:
             self.load_state_dict(state)
         except (KeyError, ValueError, RuntimeError) as error:
+            self.load_state_dict(before)
             reason = checkpoint.first_line(error)
             raise checkpoint.CheckpointError(f"{path} is of another run: {reason}") from error
         self.saves.resumed(Path(path), self.iteration)
