@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stanley_fast import mlp
+from stanley_fast import mlp, settings
 from stanley_fast.chain import Chain, sample, sample_without_waiting
 from stanley_fast.starts import Start
 from stanley_fast.transition import Sampler
@@ -27,6 +27,8 @@ class Algorithm:
     Attributes:
         keys: int64 (3, 2): of the chains, the data, the starts.
         precision: the context in which f is computed.
+
+    Raises ValueError: a setting that makes no sense.
     """
 
     f: nn.Module
@@ -40,6 +42,14 @@ class Algorithm:
     grad_clip: float
     energy_l2: float
     max_gap: float
+
+    def __post_init__(self) -> None:
+        settings.count("steps", self.steps, 1)
+        settings.count("batch_size", self.batch_size, 1)
+        settings.not_negative("energy_l2", self.energy_l2)
+        for name in ("grad_clip", "max_gap"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
     def starts(self, x: Tensor) -> Tensor:
         """The MCMC initialization: where M chains start, like the observations x."""

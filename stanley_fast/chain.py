@@ -224,7 +224,7 @@ def sample_without_waiting(
     with (
         density.eval_mode(),
         density.autocast_alone(z0.device.type),
-        density.frozen_parameters(z0),
+        density.frozen_parameters(z0, alone=True),  # another thread's would be gone at a replay
     ):
         state = sampler.init(z0, density)
         for k in range(steps):

@@ -195,12 +195,12 @@ class Density:
                 module.training = True
 
     @contextmanager
-    def frozen_parameters(self, z: Tensor | None = None) -> Iterator[None]:
+    def frozen_parameters(self, z: Tensor | None = None, *, alone: bool = False) -> Iterator[None]:
         """A module whose parameters ask for no gradient, so that none is computed.
 
         With z, a batch like those to come, f is evaluated the fastest way there is for such: by
         one operation that reads its weights, or with layers that read copies of theirs, so that
-        within the module's parameters are not its own.
+        within the module's parameters are not its own. `alone`: not with another thread's copies.
         """
         if not isinstance(self._owner, nn.Module):
             yield
@@ -213,7 +213,7 @@ class Density:
             self.read = self.read or self._net is not None
             copies = None if self._net else self.copies(z)
             try:
-                with nullcontext() if copies is None else copies.read():
+                with nullcontext() if copies is None else copies.read(alone=alone):
                     yield
             finally:
                 self._net = None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stanley_fast import ops
+from stanley_fast import ops, settings
 from stanley_fast.reference import STREAM_NOISE, STREAM_STARTS
 
 Data = Tensor | Callable[[int, Tensor], Tensor]
@@ -27,7 +27,9 @@ class Feed:
     Args:
         data: as in `Trainer`.
         key: int64 (2,), on the trainer's device: the current iteration's, moved on by the trainer.
-        noise: standard deviation of noise added to observations.
+        noise: standard deviation of noise added to observations, `data_noise`.
+
+    Raises ValueError: a negative one.
 
     >>> feed = Feed(torch.ones(10, 2), torch.tensor([0, 0]), noise=0.0)
     >>> feed.draw(3, iteration=0)
@@ -37,8 +39,10 @@ class Feed:
     """
 
     def __init__(self, data: Data, key: Tensor, noise: float) -> None:
+        settings.not_negative("data_noise", noise)
         self.data, self.key, self.noise = data, key, noise
-        self.by_host = getattr(data, "device", key.device) != key.device
+        where = getattr(data, "device", key.device)
+        self.by_host = key.is_cuda and torch.device(where).type == "cpu"
         self.start_at(key, 0)
 
     def start_at(self, key: Tensor, iteration: int) -> None:
@@ -63,7 +67,7 @@ class Feed:
             x = self.data(n, key)
             if len(x) != n:
                 raise ValueError(f"data({n}, key) must return ({n}, ...), got {list(x.shape)}")
-        x = _carried(x, self.key.device)
+        x = _carried(x.detach(), self.key.device)
         if self.noise:
             noise = ops.normal(x.shape, self.key, stream=STREAM_NOISE, dtype=x.dtype)
             x = x + self.noise * noise
@@ -72,6 +76,6 @@ class Feed:
 
 def _carried(x: Tensor, device: torch.device) -> Tensor:
     """x on the device, where it will be once that comes to it."""
-    if x.is_cpu and device.type == "cuda":
+    if x.is_cpu and device.type == "cuda" and not x.is_pinned():
         return x.pin_memory().to(device, non_blocking=True)  # torch keeps the memory until then
-    return x.to(device)
+    return x.to(device)  # pinned memory is its owner's, who may use it again

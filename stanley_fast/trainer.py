@@ -24,7 +24,7 @@ from stanley_fast.metrics_log import MetricsLog
 from stanley_fast.saves import BEST, LAST_GOOD, NEWEST, Saves
 from stanley_fast.starts import Start
 from stanley_fast.terminal import interrupt_held, progress_bar, say
-from stanley_fast.training_graph import TrainingGraph
+from stanley_fast.training_graph import Burst, TrainingGraph
 from stanley_fast.transition import Sampler
 from stanley_fast.updates import MakeOptimizer, Updates
 
@@ -57,7 +57,8 @@ class Trainer:
         max_gap: the run has diverged when the energy gap is beyond this, either way.
         graph: on a GPU, run whole iterations from a CUDA graph (and where they can't be, chains).
             "auto" where possible, True insists, False runs neither from graphs. It needs an
-            optimizer with fused=True. The numbers are the same.
+            optimizer with fused=True, and an f that draws no random numbers in Python. The numbers
+            are those of plain iterations.
         rollbacks: how many times a run that diverges goes back to its newest checkpoint by itself
             and on from there with half the learning rate, saying so on stderr.
         folder: where checkpoint.pt, metrics.csv and, if it is installed, TensorBoard's files go.
@@ -125,12 +126,8 @@ class Trainer:
         _check_types(f, data, sampler, start)
         checks.key(key)
 
-        self.f, self.sampler, self.start = f, sampler, start
         self.updates = Updates(f, optimizer, schedule, ema)
         self.optimizer = self.updates.optimizer
-        self.steps, self.batch_size = steps, batch_size
-        self.grad_clip = math.inf if grad_clip is None else grad_clip
-        self.data_noise, self.energy_l2, self.max_gap = data_noise, energy_l2, max_gap
         self.rollbacks, self.rolled_back = rollbacks, 0
         self.saves, self.keep = Saves(folder, keep), keep
         self.folder = self.saves.folder
@@ -152,7 +149,7 @@ class Trainer:
             steps,
             batch_size,
             torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext(),
-            self.grad_clip,
+            math.inf if grad_clip is None else grad_clip,
             energy_l2,
             max_gap,
         )
@@ -168,14 +165,8 @@ class Trainer:
         self.metrics: dict[str, float] = {}
 
     def _check_settings(self) -> None:
-        every = ("checkpoint_every", "log_every", "evaluate_every")
-        for name in ("steps", "batch_size", *every, "keep"):
+        for name in ("checkpoint_every", "log_every", "evaluate_every", "keep"):
             settings.count(name, getattr(self, name), 1)
-        for name in ("data_noise", "energy_l2"):
-            settings.not_negative(name, getattr(self, name))
-        for name in ("grad_clip", "max_gap"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         settings.count("rollbacks", self.rollbacks)
         if self.rollbacks and self.folder is None:
             raise ValueError(f"rollbacks must be 0 without a folder, got {self.rollbacks}")
@@ -185,6 +176,21 @@ class Trainer:
             raise ValueError(f"best_by must be None without evaluate, got {self.best_by!r}")
 
     @property
+    def f(self) -> nn.Module:
+        """The log-density that learns."""
+        return self.algorithm.f
+
+    @property
+    def sampler(self) -> Sampler:
+        """What moves the chains."""
+        return self.algorithm.sampler
+
+    @property
+    def start(self) -> Start:
+        """Where they start."""
+        return self.algorithm.start
+
+    @property
     def model(self) -> nn.Module:
         """What to sample from: f with the averaged weights, or f itself without `ema`."""
         return self.updates.model
@@ -192,7 +198,8 @@ class Trainer:
     def fit(self, iterations: int) -> None:
         """Trains until `iterations` are complete, counted from the run's beginning (T).
 
-        The first Ctrl-C lets the iteration end and writes a checkpoint; a second stops at once.
+        The first Ctrl-C lets the iteration end, or those of a CUDA graph that are under way, and
+        writes a checkpoint; a second stops at once.
 
         Raises:
             DivergedError: the run left the finite numbers or its bound. The last good state is
@@ -236,16 +243,18 @@ class Trainer:
         if not logged and (self.iteration + most) % self.log_every == 0:
             most -= 1  # it records
         try:
-            tried, done, figures = self._run_graph(most, logged)
+            burst = self._run_graph(most, logged)
         except Misfit as misfit:
-            self.rung = f"step: one operation at a time; not in a CUDA graph, because {misfit}"
+            self.rung = f"step: call by call; iterations are not in a CUDA graph, because {misfit}"
             return self._iteration()
-        self.iteration += done
-        self.metrics = figures if done else self.metrics
-        if done < tried:
+        self.iteration += burst.done
+        self.metrics = burst.figures if burst.done else self.metrics
+        if burst.error is not None:
+            raise burst.error
+        if burst.failed:
             self._iteration()  # says what is wrong
 
-    def _run_graph(self, most: int, logged: bool) -> tuple[int, int, dict[str, float]]:
+    def _run_graph(self, most: int, logged: bool) -> Burst:
         """See `TrainingGraph.run`."""
         if self.graph is False:
             raise Misfit("graph=False")
@@ -253,19 +262,19 @@ class Trainer:
             self._captured.check()
             if not self._began:
                 raise Misfit("it is the first")
-            out = self._captured.run(most, self.iteration, self.feed, self._record(logged))
+            burst = self._captured.run(most, self.iteration, self.feed, self._record(logged))
         except Misfit as misfit:
             if self.graph is True and self._began:
                 raise ValueError(f"graph must be 'auto' or False here: {misfit}") from None
             raise
         self.rung = f"graph: iterations in one CUDA graph, transitions {self._captured.transitions}"
-        return out
+        return burst
 
     def _iteration(self) -> None:
         """Algorithm 1 for one t. What can fail does so before anything is changed."""
         algorithm = self.algorithm
         # Line 8, first because chains may start at data: m observations.
-        x = self.feed.draw(self.batch_size, self.iteration)
+        x = self.feed.draw(algorithm.batch_size, self.iteration)
         z0 = algorithm.starts(x)
         # Lines 3 to 7: M chains, K transitions each, the stepsize from Eq. 4.
         record = self._record((self.iteration + 1) % self.log_every == 0)
@@ -289,8 +298,9 @@ class Trainer:
         if not all(map(math.isfinite, metrics.values())):
             figures = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
             raise self._diverged(self.iteration + 1, f"NaN or infinity among {figures}")
-        if abs(metrics["gap"]) > self.max_gap:
-            what = f"the energy gap {metrics['gap']:.4g} is beyond max_gap = {self.max_gap:g}"
+        most = self.algorithm.max_gap
+        if abs(metrics["gap"]) > most:
+            what = f"the energy gap {metrics['gap']:.4g} is beyond max_gap = {most:g}"
             raise self._diverged(self.iteration + 1, what, lagging=metrics["gap"] > 0)
 
     def _diverged(self, iteration: int, what: str, lagging: bool = False) -> DivergedError:
@@ -416,6 +426,7 @@ class Trainer:
         self.keys.copy_(state["keys"])
         self.iteration, self.notes = state["iteration"], state["notes"]
         self.feed.start_at(self.keys[1], self.iteration)
+        self._captured.restart()
         self._began = False
         torch.set_rng_state(state["torch_rng"])
         if "cuda_rng" in state and self.keys.is_cuda:

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+# Known to leave a step out by themselves, as under torch.amp.GradScaler.
+_LEAVING_OUT = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+
 MakeOptimizer = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -62,27 +65,33 @@ class Updates:
     def step(self, iteration: int) -> None:
         """Line 10 for the iteration of this number, from 0."""
         rates = self.rates_at(iteration)
+        self.set_rates(rates)
         with self._settings(rates if self.needs_host() else map(_rounded, rates)):
             self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.f)
 
     def rates_at(self, iteration: int) -> list[float]:
-        """Each group's learning rate for the iteration, which its "lr" becomes."""
-        if self.schedule is not None:
-            factor = float(self.schedule(iteration))
-            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-                group["lr"] = rate * factor
-        return [group["lr"] for group in self.optimizer.param_groups]
+        """Each group's learning rate for the iteration."""
+        if self.schedule is None:
+            return [group["lr"] for group in self.optimizer.param_groups]
+        factor = float(self.schedule(iteration))
+        return [rate * factor for rate in self.rates]
+
+    def set_rates(self, rates: list[float]) -> None:
+        """As they show in the optimizer's groups."""
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     def needs_host(self) -> str:
         """Why `step_if` can't be; "" if it can."""
-        optimizer = self.optimizer
-        if not getattr(optimizer, "_step_supports_amp_scaling", False):
-            return "the optimizer can't leave out a step by itself, as torch's do with fused=True"
+        optimizer, groups = self.optimizer, self.optimizer.param_groups
+        if type(optimizer) not in _LEAVING_OUT or not all(group.get("fused") for group in groups):
+            names = ", ".join(kind.__name__ for kind in _LEAVING_OUT)
+            return f"the optimizer is none of {names} with fused=True, which leave out steps"
         if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
             return "the optimizer has hooks"
-        if any(isinstance(group["lr"], Tensor) for group in optimizer.param_groups):
+        if any(isinstance(group["lr"], Tensor) for group in groups):
             return "a learning rate is a tensor"
         return ""
 
@@ -99,11 +108,17 @@ class Updates:
             finally:
                 del self.optimizer.found_inf  # type: ignore[attr-defined]
         if self.average is not None and self.ema is not None:
-            averages = self.average.module
+            averages, share = self.average.module, (1 - self.ema) * good.double()
+            shares = {p.dtype: share.to(p.dtype) for p in self.f.parameters()}
             for mine, p in zip(averages.parameters(), self.f.parameters(), strict=True):
-                mine.detach().lerp_(p.detach(), (1 - self.ema) * good.to(p.dtype))
+                mine.detach().lerp_(p.detach(), shares[p.dtype])
             for kept, b in zip(averages.buffers(), self.f.buffers(), strict=True):
                 kept.copy_(b)
+
+    def count(self, steps: int) -> None:
+        """So many were made by `step_if`."""
+        if self.average is not None:
+            self.average.n_averaged += steps
 
     @contextmanager
     def _settings(self, rates: Iterable[float | Tensor], **more: object) -> Iterator[None]:
@@ -119,14 +134,9 @@ class Updates:
                 group.clear()
                 group |= own
 
-    def count(self, steps: int) -> None:
-        """So many were made by `step_if`."""
-        if self.average is not None:
-            self.average.n_averaged += steps
-
     def is_finite(self) -> bool:
         """Whether every parameter is."""
-        return all(bool(p.isfinite().all()) for p in self.parameters)
+        return bool(torch.stack([p.isfinite().all() for p in self.parameters]).all())
 
     def slow_down(self, factor: float) -> None:
         """Multiplies the learning rates."""

@@ -16,10 +16,8 @@ from stanley_fast.trainer import Trainer
 POINTS = torch.arange(100.0).view(50, 2)
 
 
-class Elsewhere:
-    """Data that says it lies elsewhere, and notes the keys that it is asked with."""
-
-    device = torch.device("meta")
+class Noting:
+    """Data that notes the keys it is asked with."""
 
     def __init__(self) -> None:
         self.keys: list[list[int]] = []
@@ -38,10 +36,11 @@ def test_draws_by_the_key_as_it_is_moved_on() -> None:
     assert not torch.equal(mine.draw(20, 1), first)
 
 
-def test_data_elsewhere_has_a_key_of_its_own() -> None:
+def test_data_on_the_host_has_a_key_of_its_own() -> None:
     """Where the device's will be at that iteration, however far ahead the host is."""
-    data, start = Elsewhere(), torch.tensor([7, 100 + 3 * BLOCKS_PER_ITERATION])
+    data, start = Noting(), torch.tensor([7, 100 + 3 * BLOCKS_PER_ITERATION])
     mine = Feed(data, start.clone(), 0.0)
+    mine.by_host = True
     mine.start_at(start, 3)
     for iteration in (3, 4, 9, 3):
         mine.draw(5, iteration)
@@ -60,15 +59,39 @@ def test_a_tensor_on_the_host_is_drawn_there() -> None:
 
 
 def test_a_trainer_says_where_it_is_after_a_resume() -> None:
-    data = Elsewhere()
+    data = Noting()
     settings = {"start": NoiseStart(2.0), "optimizer": torch.optim.Adam, "steps": 1}
     settings |= {"batch_size": 4, "progress": False, "key": sf.key(5)}
     run = Trainer(sf.MLPEnergy((2, 8, 1)), data, sf.Stanley(0.1), **settings)  # type: ignore[arg-type]
     run.fit(3)
     again = Trainer(sf.MLPEnergy((2, 8, 1)), data, sf.Stanley(0.1), **settings)  # type: ignore[arg-type]
     again.load_state_dict(run.state_dict())
+    again.feed.by_host = run.feed.by_host = True
     assert torch.equal(again.feed.draw(4, 3), run.feed.draw(4, 3))
     assert data.keys[-1] == data.keys[-2] == run.keys[1].tolist()
+
+
+class OnAGpu(Tensor):
+    """A key that says it is on a GPU."""
+
+    is_cuda, device = True, torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("where", "by_host"),
+    [("cpu", True), (torch.device("cpu"), True), ("cuda", False), (torch.device("cuda:0"), False)],
+)
+def test_whose_key(monkeypatch: pytest.MonkeyPatch, where: object, by_host: bool) -> None:
+    monkeypatch.setattr(Feed, "start_at", lambda self, key, iteration: None)
+    data = Noting()
+    data.device = where  # type: ignore[attr-defined]
+    assert Feed(data, sf.key(0).as_subclass(OnAGpu), 0.0).by_host == by_host
+    assert not Feed(data, sf.key(0), 0.0).by_host
+
+
+def test_what_has_a_graph_is_data_all_the_same() -> None:
+    points = POINTS.clone().requires_grad_()
+    assert not Feed(points, sf.key(0), 0.1).draw(3, 0).requires_grad
 
 
 def test_the_wrong_number_is_refused() -> None:

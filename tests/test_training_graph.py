@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +18,7 @@ from training import BATCH, K, assert_equal, by_step, make, rows, weights
 
 import stanley_fast as sf
 from stanley_fast import checkpoint, cuda_graph, training_graph
+from stanley_fast.chain import sample_without_waiting
 from stanley_fast.energies import Rings
 from stanley_fast.schedules import warm_up_and_decay
 from stanley_fast.trainer import DivergedError, Trainer
@@ -148,9 +150,8 @@ def test_other_minibatches(recorder: FakeRecorder) -> None:
         x = Rings().sample(n, key)
         return x.double() if int(key[1]) // 2**32 % 4 == 3 else x
 
-    f = lambda: Cast().requires_grad_()  # noqa: E731
-    assert_same(run(True, f(), data=data, n=9), run(False, f(), data=data, n=9))
-    assert recorder.captures > 2
+    assert_same(run(True, Cast(), data=data, n=30), run(False, Cast(), data=data, n=30))
+    assert recorder.captures == 4  # of each dtype, with statistics and without
 
 
 class Cast(nn.Module):
@@ -166,13 +167,16 @@ class Cast(nn.Module):
 
 
 class Fragile(nn.Module):
-    """Not finite once its weight has grown."""
+    """Not finite once its weight has grown; it counts its calls in training, in a buffer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.slope = nn.Parameter(torch.tensor(1.0))
+        self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, z: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
         return self.slope * z.sum(1) + (0.02 - (self.slope - 1).abs()).sqrt()
 
 
@@ -181,6 +185,7 @@ def test_diverges_where_the_plain_one_does(
     recorder: FakeRecorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """With the same words, the same last good state, and none of the later replays' doing."""
+    schedule = warm_up_and_decay(500, decay=1.0, final=0.1)
     monkeypatch.setattr(training_graph, "AT_ONCE", 1e9)
     settings = {"max_gap": 1e3} if what == "not finite" else {"max_gap": 0.5}
     ends, said = {}, {}
@@ -190,7 +195,7 @@ def test_diverges_where_the_plain_one_does(
         adam = partial(torch.optim.Adam, lr=2e-3 if what == "not finite" else 3e-2, fused=True)
         with pytest.raises(DivergedError) as caught:
             run(graph, f, 500, optimizer=adam, ema=0.9, start=BUFFER(), folder=folder,
-                log_every=100, checkpoint_every=100, **settings)  # fmt: skip
+                log_every=100, checkpoint_every=100, schedule=schedule, **settings)  # fmt: skip
         assert caught.value.last_good == folder / "last_good.pt"
         ends[graph] = checkpoint.load(folder / "last_good.pt")
         said[graph] = str(caught.value).replace(str(folder), "")
@@ -212,8 +217,9 @@ def test_rolls_back(recorder: FakeRecorder, tmp_path: Path) -> None:
     assert ends[0]["rolled_back"] == 3
 
 
-def test_what_changes_is_noticed(recorder: FakeRecorder) -> None:
+def test_what_changes_is_noticed(recorder: FakeRecorder, monkeypatch: pytest.MonkeyPatch) -> None:
     """f's numbers, at an evaluation; the optimizer's, by its user."""
+    monkeypatch.setattr(training_graph, "WORTH_IT", 1)
 
     class Scaled(nn.Module):
         def __init__(self) -> None:
@@ -234,6 +240,113 @@ def test_what_changes_is_noticed(recorder: FakeRecorder) -> None:
     assert recorder.captures >= 5
 
 
+@pytest.mark.parametrize("at", [6, 7, 12])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_data_that_fails_loses_nothing(
+    recorder: FakeRecorder,
+    monkeypatch: pytest.MonkeyPatch,
+    at: int,
+    error: type[BaseException],
+) -> None:
+    """The iterations before it count, as in a plain run; and it can go on from there."""
+    monkeypatch.setattr(training_graph, "AT_ONCE", 1e9)
+    ends = []
+    for graph in (True, False):
+        calls = []
+
+        def data(n: int, key: Tensor, calls: list[int] = calls) -> Tensor:
+            calls.append(n)
+            if len(calls) == at:
+                raise error
+            return Rings().sample(n, key)
+
+        schedule = warm_up_and_decay(50, warm_up=20)
+        trainer = make(by_step(), optimizer=ADAM, graph=graph, data=data, ema=0.9, log_every=100,
+                       schedule=schedule, start=BUFFER())  # fmt: skip
+        with pytest.raises(error):
+            trainer.fit(20)
+        assert trainer.iteration == at - 1
+        ends.append(copy.deepcopy(trainer.state_dict()))
+        trainer.fit(20)
+        ends.append(trainer.state_dict())
+    assert_equal(ends[0], ends[2])
+    assert_equal(ends[1], ends[3])
+
+
+def freeze(trainer: Trainer) -> None:
+    next(iter(trainer.f.parameters())).requires_grad_(False)
+
+
+def refresh(trainer: Trainer) -> None:
+    assert isinstance(trainer.start, sf.ReplayBuffer)
+    trainer.start.fresh_share = 0.0
+
+
+def hook(trainer: Trainer) -> None:
+    next(iter(trainer.f.parameters())).register_hook(lambda grad: 2 * grad)
+
+
+@pytest.mark.parametrize("change", [freeze, refresh, hook])
+def test_changes_between_two_fits_are_noticed(
+    recorder: FakeRecorder, change: Callable[[Trainer], None]
+) -> None:
+    ends = []
+    for graph in ("auto", False):
+        trainer = make(by_step(), optimizer=ADAM, graph=graph, start=BUFFER())
+        trainer.fit(4)
+        change(trainer)
+        trainer.fit(17)
+        ends.append(trainer)
+    assert_same(*ends)
+    assert ("a parameter has hooks" in ends[0].rung) == (change is hook)
+
+
+def test_another_group_is_a_reason(recorder: FakeRecorder) -> None:
+    trainer = run("auto", n=4)
+    trainer.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    trainer.updates.rates.append(1e-3)
+    trainer.fit(6)
+    assert trainer.rung.endswith("because the optimizer has got another group")
+
+
+def test_resumed_with_an_optimizer_that_is_not_fused(recorder: FakeRecorder) -> None:
+    """Which is a setting of the checkpoint's."""
+    other = make(by_step(), optimizer=partial(torch.optim.Adam, lr=1e-3))
+    other.fit(3)
+    trainer = run("auto", n=4)
+    trainer.load_state_dict(other.state_dict())
+    trainer.fit(8)
+    assert "none of Adam, AdamW, SGD with fused=True" in trainer.rung
+
+
+def test_captures_that_do_not_pay_end_it(recorder: FakeRecorder) -> None:
+    def evaluate(trainer: Trainer) -> dict[str, float]:
+        trainer.f.seen = trainer.iteration  # type: ignore[assignment]
+        return {}
+
+    trainer = make(by_step(), optimizer=ADAM, evaluate=evaluate, evaluate_every=1, log_every=1000)
+    trainer.fit(30)
+    assert trainer.rung.endswith("because what it computes with changes again and again")
+    assert trainer.iteration == 30
+
+
+def test_chains_without_waiting_are_those_of_sample() -> None:
+    """Where the chain is one kernel, too."""
+    sampler, z0 = sf.Stanley(0.1, noise_scale=0.2), sf.normal((10, 2), sf.key(1))
+    for f in (sf.MLPEnergy((2, 16, 1)), by_step()):
+        rung = "chain" if isinstance(f, sf.MLPEnergy) and type(f) is sf.MLPEnergy else "step"
+        want = sf.sample(f, z0, sampler, 5, key=sf.key(2), record=sampler.records)
+        assert want.rung.startswith(rung)
+        z, stats, finite = sample_without_waiting(
+            f, z0, sampler, 5, key=sf.key(2), record=sampler.records
+        )
+        assert torch.equal(z, want.z)
+        assert finite
+        assert_equal(stats, want.stats)
+        bad = torch.where(z0 > 0, torch.inf, z0)
+        assert not sample_without_waiting(f, bad, sampler, 5, key=sf.key(2))[2]
+
+
 # What does not fit --------------------------------------------------------------------------------
 
 
@@ -244,6 +357,18 @@ class Counting(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         self.calls += 1
+        return self.net(z)
+
+
+class Elsewhere(nn.Module):
+    """With a buffer on another device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = by_step()
+        self.register_buffer("constants", torch.zeros(3, device="meta"))
+
+    def forward(self, z: Tensor) -> Tensor:
         return self.net(z)
 
 
@@ -260,10 +385,23 @@ class OtherStart(sf.ReplayBuffer):
     pass
 
 
+class OtherAdam(torch.optim.Adam):
+    pass
+
+
 MISFITS: dict[str, tuple[dict[str, Any], str]] = {
-    "optimizer": ({"optimizer": torch.optim.Adam}, "can't leave out a step by itself"),
+    "optimizer": ({"optimizer": torch.optim.Adam}, "none of Adam, AdamW, SGD with fused=True"),
+    "other optimizer": (
+        {"optimizer": partial(OtherAdam, lr=1e-3, fused=True)},
+        "none of Adam, AdamW, SGD with fused=True",
+    ),
     "start": ({"start": OtherStart(40)}, "the start is a OtherStart"),
-    "steps": ({"steps": 251}, "251 transitions are too many for one, and not in one kernel: f is"),
+    "steps": (
+        {"steps": 251},
+        "251 evaluations of f are too many for one, and not in one kernel: f is",
+    ),
+    "hmc": ({"sampler": sf.HMC(0.1, 26), "steps": 10}, "260 evaluations of f are too many"),
+    "elsewhere": ({"f": Elsewhere()}, "not all of f is on cpu"),
     "keeps": ({"f": Counting()}, "it keeps something of each"),
     "reads": ({"f": Reading()}, "_local_scalar_dense waits for the device"),
 }
@@ -283,7 +421,9 @@ def test_misfits_run_plainly_and_say_why(recorder: FakeRecorder, name: str) -> N
 def test_no_gpu() -> None:
     trainer = make()
     trainer.fit(2)
-    assert trainer.rung.startswith("step: one operation at a time; not in a CUDA graph, because")
+    assert trainer.rung.startswith(
+        "step: call by call; iterations are not in a CUDA graph, because"
+    )
     assert trainer.rung.endswith("the device is cpu, not a GPU")
     with pytest.raises(ValueError, match="graph must be 'auto' or False here: the device is cpu"):
         make(graph=True)
