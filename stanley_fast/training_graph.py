@@ -156,10 +156,9 @@ class TrainingGraph:
         except weights.InUseError as error:
             raise Misfit(str(error)) from None
         except TooMuchError:
-            self._why_not = "too many objects are within reach to see whether one changes"
+            why_not = "too many objects are within reach to see whether one changes"
         except (CannotCaptureError, Misfit) as error:
-            self._why_not = str(error)
-        why_not = self._why_not
+            why_not = str(error)
         self.restart()
         self._why_not = why_not
         raise Misfit(why_not)

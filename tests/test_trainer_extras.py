@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -144,9 +145,9 @@ class Dtypes(ByStep):
 def test_autocast_is_of_f_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     backward, chains = Algorithm._backward, []
 
-    def spying(self: Algorithm, loss: Tensor, values: Tensor, fused: object) -> Tensor:
+    def spying(self: Algorithm, loss: Tensor, values: Tensor, *rest: Any) -> Tensor:
         assert loss.dtype == values.dtype == torch.float32
-        return backward(self, loss, values, fused)  # type: ignore[arg-type]
+        return backward(self, loss, values, *rest)
 
     def sampling(*args: object, **settings: object) -> Chain:
         chains.append(sample(*args, **settings))  # type: ignore[arg-type]
