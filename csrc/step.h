@@ -19,12 +19,25 @@ STANLEY_HD float quotient(float x, float y) {
 #endif
 }
 
+// Of x > 0, good to 2 ulp. CPUs multiply ten times as fast as they divide and take roots: a guess
+// from x's exponent, 3.5 % off, then steps of third and second order.
 STANLEY_HD float reciprocal_root(float x) {
 #ifdef __CUDA_ARCH__
   asm("rsqrt.approx.f32 %0, %0;" : "+f"(x));
   return x;
 #else
-  return 1.0f / std::sqrt(x);
+  const bool tiny = x < 0x1p-100f;  // so that no denormal number takes part
+  const float a = x * (tiny ? 0x1p64f : 1.0f);
+  uint32_t bits;
+  std::memcpy(&bits, &a, sizeof bits);
+  bits = 0x5F3759DFu - (bits >> 1);
+  float y;
+  std::memcpy(&y, &bits, sizeof y);
+  const float t = a * y * y;
+  y *= 1.875f + t * (0.375f * t - 1.25f);
+  y += 0.5f * y * (1.0f - a * y * y);
+  y *= tiny ? 0x1p32f : 1.0f;
+  return x > 0x1.fffffep127f ? 0.0f : y;
 #endif
 }
 

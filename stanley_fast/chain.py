@@ -193,6 +193,49 @@ def sample(
     return Chain(z, after, diary.stats(), diary.trace, rung, diary.acceptance())
 
 
+@torch.no_grad()
+def sample_without_waiting(
+    f: LogDensity,
+    z0: Tensor,
+    sampler: Sampler,
+    steps: int,
+    *,
+    key: Tensor,
+    record: Sequence[str] = (),
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """What `sample` computes, for a CUDA graph that is being captured: arguments are not checked.
+
+    Returns:
+        The last state; the statistics; bool, 0-dim: whether all was finite.
+    """
+    try:
+        net = fusion.fit(f, z0, sampler, {})
+    except Misfit:
+        pass
+    else:
+        start = sampler.init(z0, Density(f))
+        z, stats = fusion.run(
+            net, start.z, sampler, start.gamma, steps, key, 0, z0.numel(), bool(record)
+        )
+        return z, {name: stats[name] for name in record}, z.isfinite().all()
+    density = Density(f)
+    density.restart(deferred=True)
+    diary = Diary(z0, sampler, record, steps)
+    with (
+        density.eval_mode(),
+        density.autocast_alone(z0.device.type),
+        density.frozen_parameters(z0, alone=True),  # another thread's would be gone at a replay
+    ):
+        state = sampler.init(z0, density)
+        for k in range(steps):
+            state, info = sampler.step(state, density, key, k)
+            diary.write(k, state.z, info)
+    finite, products = state.z.isfinite().all(), density.products()
+    if products is not None:
+        finite = finite & products.isfinite().all()
+    return state.z, diary.stats(), finite
+
+
 def _in_one_kernel(
     f: LogDensity,
     z0: Tensor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import warnings
 import weakref
@@ -46,14 +47,14 @@ class Recorder:
         """Runs it on the stream that captures: kernels are loaded and chosen, workspaces made.
 
         Raises:
-            CannotCaptureError: it waits for the device, which a captured graph can't; or there is
-                too little memory.
+            CannotCaptureError: it waits for the device, or draws random numbers on the host, which
+                a captured graph can't; or there is too little memory.
         """
         with self._explaining(torch.OutOfMemoryError) as outer:
             self.stream.wait_stream(outer)
             with torch.cuda.stream(self.stream):
                 run()  # the first time may wait, to load and to choose
-                with _noticing_waits():
+                with _noticing_waits(), _noticing_draws():
                     run()
             outer.wait_stream(self.stream)
 
@@ -68,8 +69,14 @@ class Recorder:
         capturing = torch.cuda.graph(
             graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
         )
-        with self._explaining(RuntimeError), _no_cublas_workspaces(), capturing:
-            run()
+        try:
+            with self._explaining(RuntimeError), _no_cublas_workspaces(), capturing:
+                run()
+        except BaseException:
+            self.pool = (
+                torch.cuda.graph_pool_handle()
+            )  # torch may still be recording to the old one
+            raise
         return graph.replay
 
     @contextmanager
@@ -94,7 +101,7 @@ def recorder(device: torch.device) -> Recorder:
         CannotCaptureError: there are no CUDA graphs on this device, or a capture is under way.
     """
     if device.type != "cuda":
-        raise CannotCaptureError(f"z0 is on {device.type}, not on a GPU")
+        raise CannotCaptureError(f"the device is {device.type}, not a GPU")
     if torch.cuda.is_current_stream_capturing():
         raise CannotCaptureError("a capture is under way already")
     with _LOCK:
@@ -118,6 +125,15 @@ def _no_cublas_workspaces() -> Iterator[None]:
         yield
     finally:
         torch._C._cuda_clearCublasWorkspaces()
+
+
+@contextmanager
+def _noticing_draws() -> Iterator[None]:
+    """CannotCaptureError at the end if a generator of the host has moved."""
+    before = torch.get_rng_state(), random.getstate()
+    yield
+    if not torch.equal(before[0], torch.get_rng_state()) or before[1] != random.getstate():
+        raise CannotCaptureError("it draws random numbers on the host")
 
 
 @contextmanager

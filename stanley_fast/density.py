@@ -136,12 +136,18 @@ class Density:
         self._watch.step(z, grad)
         return value, grad
 
+    def require_finite(self, tensor: Tensor, what: str) -> None:
+        """NonFiniteError, of step 0, if `tensor` is not finite; it may be left to `products`."""
+        self._watch.start(tensor, what)
+
     def finish(self, steps: int, z: Tensor) -> None:
         """NonFiniteError if a state or gradient so far, or z after all `steps`, is not finite."""
         self._watch.finish(steps, z)
 
     def products(self) -> Tensor | None:
-        """One number per transition that was left to `finish`: not finite where a chain is not."""
+        """Numbers of what was left to `finish`, not finite where a chain is not: one for each
+        transition, after those for a start.
+        """
         return torch.cat(self._watch.pending) if self._watch.pending else None
 
     def add_products(self, products: Tensor) -> None:
@@ -189,12 +195,12 @@ class Density:
                 module.training = True
 
     @contextmanager
-    def frozen_parameters(self, z: Tensor | None = None) -> Iterator[None]:
+    def frozen_parameters(self, z: Tensor | None = None, *, alone: bool = False) -> Iterator[None]:
         """A module whose parameters ask for no gradient, so that none is computed.
 
         With z, a batch like those to come, f is evaluated the fastest way there is for such: by
         one operation that reads its weights, or with layers that read copies of theirs, so that
-        within the module's parameters are not its own.
+        within the module's parameters are not its own. `alone`: not with another thread's copies.
         """
         if not isinstance(self._owner, nn.Module):
             yield
@@ -207,7 +213,7 @@ class Density:
             self.read = self.read or self._net is not None
             copies = None if self._net else self.copies(z)
             try:
-                with nullcontext() if copies is None else copies.read():
+                with nullcontext() if copies is None else copies.read(alone=alone):
                     yield
             finally:
                 self._net = None
@@ -245,6 +251,12 @@ class _Watch:
         self.deferred = deferred
         self.steps = 0
         self.pending: list[Tensor] = []  # of shape (transitions,)
+
+    def start(self, tensor: Tensor, what: str) -> None:
+        if self.deferred:
+            self.pending.append(tensor.detach().sum(dtype=torch.float32).reshape(1))
+        else:
+            raise_if_not_finite(0, tensor, what)
 
     def step(self, z: Tensor, grad: Tensor) -> None:
         if z.dtype in (torch.float16, torch.bfloat16):

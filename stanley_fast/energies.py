@@ -178,6 +178,11 @@ def gaussian_ring(modes: int = 8, radius: float = 1.0, sd: float = 0.15) -> Gaus
     return GaussianMixture(radius * torch.stack([angle.cos(), angle.sin()], dim=1), sd)
 
 
+def _constants(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """Without a copy from the host, for which it would wait on a GPU."""
+    return torch.cat([like.new_full((1,), value) for value in values])
+
+
 class _Concentric(nn.Module):
     """Equal rings around 0: radius radii[k] + N(0, sd^2), uniform angle.
 
@@ -199,7 +204,7 @@ class _Concentric(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         radius = points(z, 2).norm(dim=1).clamp_min(torch.finfo(z.dtype).tiny)
-        ring = torch.tensor(self.radii, dtype=z.dtype, device=z.device)
+        ring = _constants(self.radii, z)
         exponent = -0.5 * ((radius[:, None] - ring) / self.sd).square()
         scale = len(self.radii) * self.sd * (2 * math.pi) ** 1.5
         log_density: Tensor = exponent.logsumexp(dim=1) - radius.log() - math.log(scale)
@@ -211,7 +216,7 @@ class _Concentric(nn.Module):
         direction = nn.functional.normalize(draws[:, :2], dim=1)
         ring = (len(self.radii) * torch.special.ndtr(draws[:, 2])).long()
         ring = ring.clamp_max(len(self.radii) - 1)  # the float32 cdf reaches 1 at 5.4 sd
-        radius = torch.tensor(self.radii, device=key.device)[ring] + self.sd * draws[:, 3]
+        radius = _constants(self.radii, draws)[ring] + self.sd * draws[:, 3]
         return radius[:, None] * direction
 
 

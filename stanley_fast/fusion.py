@@ -60,9 +60,9 @@ def read(f: object, z0: Tensor) -> Net:
     _check_surroundings(z0)
     net = _read(f, z0)
     widths = [len(bias) for bias in net.biases]
-    size = f"{len(widths)} layers, up to {max(widths)} wide"
-    fits = len(widths) in LAYERS and min(widths) >= 1 and max(widths) <= LARGEST_WIDTH
-    _require(fits, f"a net of {size}, is too big or empty")
+    if not (len(widths) in LAYERS and min(widths) >= 1 and max(widths) <= LARGEST_WIDTH):
+        size = f"{len(widths)} layers, up to {max(widths)} wide"
+        raise Misfit(f"a net of {size}, is too big or empty")
     if namespace(z0) == TRITON:
         _check_memory((z0.shape[1], *widths[:-1]), z0)
     return net
@@ -168,7 +168,8 @@ def _read(f: object, z0: Tensor) -> Net:
     """f's layers, if f is nothing but they."""
     if isinstance(f, MLPEnergy) and type(f) is MLPEnergy and type(f.net) is nn.Sequential:
         layers, others = list(f.net), [f, f.net]
-        _require(_is_point(z0), f"z0 is {list(z0.shape)}")
+        if not _is_point(z0):
+            raise Misfit(f"z0 is {list(z0.shape)}")
     elif isinstance(f, nn.Sequential) and type(f) is nn.Sequential:
         layers, others = _between_flattens(list(f), z0), [f, *f]
     else:
@@ -181,8 +182,10 @@ def _read(f: object, z0: Tensor) -> Net:
     weights, biases = [w for w, _ in pairs], [b for _, b in pairs]
     widths = [z0.shape[1], *map(len, biases)]
     agree = all(w.shape[1] == n for w, n in zip(weights, widths, strict=False))
-    _require(agree and widths[-1] == 1, f"its widths are {widths}, not from z0's to 1")
-    _require(1 <= widths[0] <= LARGEST_INPUT, f"z0 is {widths[0]} wide, not 1 to {LARGEST_INPUT}")
+    if not (agree and widths[-1] == 1):
+        raise Misfit(f"its widths are {widths}, not from z0's to 1")
+    if not 1 <= widths[0] <= LARGEST_INPUT:
+        raise Misfit(f"z0 is {widths[0]} wide, not 1 to {LARGEST_INPUT}")
     return Net(weights, biases, activation, slope)
 
 
@@ -229,15 +232,16 @@ def _weight_and_bias(layer: nn.Module, z0: Tensor) -> tuple[Tensor, Tensor]:
     if type(layer) is nn.Conv2d:
         single = layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1
         _require(single and layer.padding in ((0, 0), "valid", "same"), "a convolution is not 1x1")
-    else:
-        _require(type(layer) is nn.Linear, f"{type(layer).__name__} is not nn.Linear or nn.Conv2d")
-    weight, bias = layer.weight, layer.bias
-    for tensor in (weight, bias):
-        same = tensor is None or plain.is_plain(tensor, z0)
-        _require(same, "its parameters are not plain tensors like z0")
-    assert isinstance(weight, Tensor)
-    given = bias if isinstance(bias, Tensor) else weight.new_zeros(len(weight))
-    return weight.detach().flatten(1), given.detach()
+    elif type(layer) is not nn.Linear:
+        raise Misfit(f"{type(layer).__name__} is not nn.Linear or nn.Conv2d")
+    held = layer._parameters
+    weight, bias = held.get("weight"), held.get("bias")
+    plainly = plain.is_plain(weight, z0) and (bias is None or plain.is_plain(bias, z0))
+    _require(plainly, "its parameters are not plain tensors like z0")
+    assert weight is not None
+    own = weight.detach()
+    given = own.new_zeros(len(own)) if bias is None else bias.detach()
+    return own if own.dim() == 2 else own.flatten(1), given
 
 
 def _check_calls(modules: list[nn.Module]) -> None:

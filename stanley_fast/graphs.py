@@ -298,7 +298,14 @@ def _kind(request: Request, length: int, density: Density, z: Tensor) -> tuple[o
         request.first,
         request.total,
         (z.shape, z.dtype, z.device, density.compiled, density.autocast),
-        select(z.device.type),
+        *surroundings(z.device),
+    )
+
+
+def surroundings(device: torch.device) -> tuple[object, ...]:
+    """What kernels depend on besides what they are asked for: the backend, torch's settings."""
+    return (
+        select(device.type),
         torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
         torch.backends.cuda.matmul.fp32_precision,
         torch.backends.cudnn.benchmark,

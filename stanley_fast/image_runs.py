@@ -83,7 +83,7 @@ def train(
     evaluation = Evaluation(config, folder, splits, device, weights=weights, progress=progress)
     trainer = Trainer(
         f,
-        splits.train.to(device).minibatches(flip=config.flip),
+        near(splits.train, device).minibatches(flip=config.flip),
         config.make_sampler(),
         start=config.make_start(),
         optimizer=partial(
@@ -122,6 +122,18 @@ def train(
     finally:
         run_folder.draw_loss(folder)
     return trainer
+
+
+def near(images: Images, device: str) -> Images:
+    """On the device where they leave most of it free; else where they are.
+
+    Minibatches of images on the host come through pinned memory while the device works.
+    """
+    if torch.device(device).type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if images.pixels.nbytes > free // 4:
+            return images
+    return images.to(device)
 
 
 class Evaluation:

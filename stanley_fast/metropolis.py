@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stanley_fast import metropolis_ops, ops, settings
-from stanley_fast.density import Density, raise_if_not_finite
+from stanley_fast.density import Density
 from stanley_fast.transition import Info, State
 
 
@@ -31,14 +31,14 @@ def start(z0: Tensor, f: Density, *, gradient: bool = True) -> State:
     if f.differentiable:
         raise ValueError("f.differentiable must be False: accepting has no derivative")
     z, grad = f.start(z0), None
-    raise_if_not_finite(0, z, "the state")
+    f.require_finite(z, "the state")
     if gradient:
         value, grad = f.value_and_grad(z)
-        raise_if_not_finite(0, grad, "the gradient of f")
+        f.require_finite(grad, "the gradient of f")
         grad = grad.clone(memory_format=torch.contiguous_format)  # f's own may share memory
     else:
         value = f.value(z)
-    raise_if_not_finite(0, value, "f")
+    f.require_finite(value, "f")
     return State(z, value.clone(memory_format=torch.contiguous_format), grad)
 
 

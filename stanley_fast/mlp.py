@@ -23,10 +23,10 @@ class Density(NamedTuple):
     """Layer by layer the weight and the bias."""
 
     def values(self) -> Tensor:
-        """f (B,) at the points: a leaf, where the graph of a loss ends."""
+        """f (B,) at the points, without a graph."""
         with torch._C._AutoDispatchBelowAutograd():
-            values = torch.ops.stanley_fast.mlp_log_density.default(self.points, *self.net)
-        return values.requires_grad_()
+            values: Tensor = torch.ops.stanley_fast.mlp_log_density.default(self.points, *self.net)
+        return values
 
     def backward(self, grad: Tensor) -> Tensor:
         """All parameters' gradient as one vector, which their `grad` becomes part of.

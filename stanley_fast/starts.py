@@ -151,6 +151,16 @@ class ReplayBuffer:
             )
         self.chains[self._slots] = z.detach()
 
+    def left(self) -> Tensor:
+        """Where the last start's chains were when it began, fresh ones' slots included."""
+        assert self.chains is not None
+        assert self._slots is not None
+        return self.chains[self._slots]
+
+    def forget(self) -> None:
+        """There was no last start."""
+        self._slots = None
+
     def state_dict(self) -> dict[str, Any]:
         return {"chains": self.chains}
 

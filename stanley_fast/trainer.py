@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from stanley_fast import checkpoint, checks, keys, mlp, ops, settings
-from stanley_fast.chain import NonFiniteError, sample
+from stanley_fast import checkpoint, checks, keys, settings
+from stanley_fast.algorithm import FIGURES, Algorithm
+from stanley_fast.chain import NonFiniteError
 from stanley_fast.divergence import DivergedError, advice
+from stanley_fast.feed import BLOCKS_PER_ITERATION, Data, Feed
+from stanley_fast.fusion import Misfit
 from stanley_fast.metrics_log import MetricsLog
-from stanley_fast.reference import STREAM_NOISE, STREAM_STARTS
 from stanley_fast.saves import BEST, LAST_GOOD, NEWEST, Saves
 from stanley_fast.starts import Start
 from stanley_fast.terminal import interrupt_held, progress_bar, say
+from stanley_fast.training_graph import Burst, TrainingGraph
 from stanley_fast.transition import Sampler
 from stanley_fast.updates import MakeOptimizer, Updates
 
 __all__ = ["Data", "DivergedError", "MakeOptimizer", "Trainer"]
-
-Data = Tensor | Callable[[int, Tensor], Tensor]
-
-# Blocks of noise an iteration may use of each key, more than any does: so what one iteration draws
-# moves no other.
-BLOCKS_PER_ITERATION = 2**32
 
 
 class Trainer:
@@ -39,7 +37,8 @@ class Trainer:
     Args:
         f: the log-density, an nn.Module (B, ...) -> (B,).
         data: a tensor (n, ...) of observations, from which minibatches are drawn with replacement;
-            or data(n, key) -> (n, ...).
+            or data(n, key) -> (n, ...). Where it lies on the host, and says so by a `device` as
+            tensors do, a GPU gets minibatches from pinned memory while it works.
         sampler: `Stanley(...)`, `Langevin(...)` or any other that `sample` takes.
         start: where chains start: `NoiseStart`, `DataStart` or `ReplayBuffer`.
         optimizer: a torch optimizer of f's parameters, or parameters -> optimizer; any that steps
@@ -56,6 +55,10 @@ class Trainer:
         data_noise: standard deviation of normal noise added to observations.
         energy_l2: weight of mean f(x)^2 over observations and chains, which keeps energies near 0.
         max_gap: the run has diverged when the energy gap is beyond this, either way.
+        graph: on a GPU, run whole iterations from a CUDA graph (and where they can't be, chains).
+            "auto" where possible, True insists, False runs neither from graphs. It needs an
+            optimizer with fused=True, and an f that draws no random numbers in Python. The numbers
+            are those of plain iterations.
         rollbacks: how many times a run that diverges goes back to its newest checkpoint by itself
             and on from there with half the learning rate, saying so on stderr.
         folder: where checkpoint.pt, metrics.csv and, if it is installed, TensorBoard's files go.
@@ -70,10 +73,11 @@ class Trainer:
     Attributes:
         iteration: how many are complete.
         metrics: figures of the last one: "gap" is mean f(x) - mean f(z_K).
+        rung: how iterations are run, and why.
         rolled_back: how often it has been so far.
 
     Raises:
-        TypeError, ValueError: an argument that makes no sense.
+        TypeError, ValueError: an argument that makes no sense, or graph=True where that can't be.
 
     Source: Algorithm 1.
 
@@ -107,6 +111,7 @@ class Trainer:
         data_noise: float = 0.0,
         energy_l2: float = 0.0,
         max_gap: float = 1e6,
+        graph: bool | Literal["auto"] = "auto",
         rollbacks: int = 0,
         folder: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 500,
@@ -121,12 +126,8 @@ class Trainer:
         _check_types(f, data, sampler, start)
         checks.key(key)
 
-        self.f, self.data, self.sampler, self.start = f, data, sampler, start
         self.updates = Updates(f, optimizer, schedule, ema)
-        self.optimizer, self.parameters = self.updates.optimizer, self.updates.parameters
-        self.steps, self.batch_size = steps, batch_size
-        self.grad_clip = math.inf if grad_clip is None else grad_clip
-        self.data_noise, self.energy_l2, self.max_gap = data_noise, energy_l2, max_gap
+        self.optimizer = self.updates.optimizer
         self.rollbacks, self.rolled_back = rollbacks, 0
         self.saves, self.keep = Saves(folder, keep), keep
         self.folder = self.saves.folder
@@ -134,29 +135,60 @@ class Trainer:
         self.evaluate, self.evaluate_every = evaluate, evaluate_every
         self.best_by, self.best = best_by, math.inf
         self.progress, self.notes = progress, dict(notes or {})
+        self.graph, self.rung = graph, ""
         self._check_settings()
 
         device = next(f.parameters()).device
-        self.precision = torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext()
         self.keys = keys.split(key, 3).to(device)
-        self.chain_key, self.data_key, self.start_key = self.keys.unbind()  # views of the three
+        self.algorithm = Algorithm(
+            f,
+            sampler,
+            start,
+            self.updates,
+            self.keys,
+            steps,
+            batch_size,
+            torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext(),
+            math.inf if grad_clip is None else grad_clip,
+            energy_l2,
+            max_gap,
+        )
+        self.feed = Feed(data, self.keys[1], data_noise)
+        self._captured = TrainingGraph(self.algorithm)
+        if graph is True:
+            try:
+                self._captured.check()
+            except Misfit as misfit:
+                raise ValueError(f"graph must be 'auto' or False here: {misfit}") from None
+        self._began = False  # a plain iteration comes first: it makes what the others keep
         self.iteration = 0
         self.metrics: dict[str, float] = {}
 
     def _check_settings(self) -> None:
-        every = ("checkpoint_every", "log_every", "evaluate_every")
-        for name in ("steps", "batch_size", *every, "keep"):
+        for name in ("checkpoint_every", "log_every", "evaluate_every", "keep"):
             settings.count(name, getattr(self, name), 1)
-        for name in ("data_noise", "energy_l2"):
-            settings.not_negative(name, getattr(self, name))
-        for name in ("grad_clip", "max_gap"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         settings.count("rollbacks", self.rollbacks)
         if self.rollbacks and self.folder is None:
             raise ValueError(f"rollbacks must be 0 without a folder, got {self.rollbacks}")
+        if self.graph not in (True, False, "auto"):
+            raise ValueError(f"graph must be 'auto', True or False, got {self.graph!r}")
         if self.best_by is not None and self.evaluate is None:
             raise ValueError(f"best_by must be None without evaluate, got {self.best_by!r}")
+
+    @property
+    def f(self) -> nn.Module:
+        """The log-density that learns."""
+        return self.algorithm.f
+
+    @property
+    def sampler(self) -> Sampler:
+        """What moves the chains."""
+        return self.algorithm.sampler
+
+    @property
+    def start(self) -> Start:
+        """Where they start."""
+        return self.algorithm.start
 
     @property
     def model(self) -> nn.Module:
@@ -166,7 +198,8 @@ class Trainer:
     def fit(self, iterations: int) -> None:
         """Trains until `iterations` are complete, counted from the run's beginning (T).
 
-        The first Ctrl-C lets the iteration end and writes a checkpoint; a second stops at once.
+        The first Ctrl-C lets the iteration end, or those of a CUDA graph that are under way, and
+        writes a checkpoint; a second stops at once.
 
         Raises:
             DivergedError: the run left the finite numbers or its bound. The last good state is
@@ -193,7 +226,7 @@ class Trainer:
                 self._save_with(log)
             show(self.iteration, self.metrics.get("gap", 0.0))
             while self.iteration < iterations and not interrupted.is_set():
-                self._iteration()
+                self._iterate(iterations)
                 self._log(log)
                 if self.iteration % self.checkpoint_every == 0 or self.iteration == iterations:
                     self._save_with(log)
@@ -202,76 +235,72 @@ class Trainer:
                 self._save_with(log)
                 raise KeyboardInterrupt
 
+    def _iterate(self, iterations: int) -> None:
+        """One iteration; or some from a graph, none beyond the next at which something is due."""
+        due = (self.checkpoint_every, self.log_every, self.evaluate_every)
+        most = min(iterations - self.iteration, *(n - self.iteration % n for n in due))
+        logged = (self.iteration + 1) % self.log_every == 0
+        if not logged and (self.iteration + most) % self.log_every == 0:
+            most -= 1  # it records
+        try:
+            burst = self._run_graph(most, logged)
+        except Misfit as misfit:
+            self.rung = f"step: call by call; iterations are not in a CUDA graph, because {misfit}"
+            return self._iteration()
+        self.iteration += burst.done
+        self.metrics = burst.figures if burst.done else self.metrics
+        if burst.error is not None:
+            raise burst.error
+        if burst.failed:
+            self._iteration()  # says what is wrong
+
+    def _run_graph(self, most: int, logged: bool) -> Burst:
+        """See `TrainingGraph.run`."""
+        if self.graph is False:
+            raise Misfit("graph=False")
+        try:
+            self._captured.check()
+            if not self._began:
+                raise Misfit("it is the first")
+            burst = self._captured.run(most, self.iteration, self.feed, self._record(logged))
+        except Misfit as misfit:
+            if self.graph is True and self._began:
+                raise ValueError(f"graph must be 'auto' or False here: {misfit}") from None
+            raise
+        self.rung = f"graph: iterations in one CUDA graph, transitions {self._captured.transitions}"
+        return burst
+
     def _iteration(self) -> None:
         """Algorithm 1 for one t. What can fail does so before anything is changed."""
+        algorithm = self.algorithm
         # Line 8, first because chains may start at data: m observations.
-        x = self._observations()
-        z0 = self.start.start(self.batch_size, self.start_key, x)
+        x = self.feed.draw(algorithm.batch_size, self.iteration)
+        z0 = algorithm.starts(x)
         # Lines 3 to 7: M chains, K transitions each, the stepsize from Eq. 4.
-        record = self._record() if (self.iteration + 1) % self.log_every == 0 else ()
+        record = self._record((self.iteration + 1) % self.log_every == 0)
         try:
-            with self.precision:
-                chain = sample(
-                    self.f, z0, self.sampler, self.steps, key=self.chain_key, record=record
-                )
+            chain = algorithm.chains(z0, record, graph=self.graph is not False)
         except NonFiniteError as error:
             raise self._diverged(self.iteration + 1, str(error)) from error
-        # Line 9: the gradient of -log p; observations and chains in one forward pass.
-        points = torch.cat([x, chain.z])
-        with self.precision:
-            fused = mlp.fit(self.f, points, self.parameters)
-            values = self.f(points) if fused is None else fused.values()
-        values = values.to(points.dtype)
-        f_data, f_chain = values[: len(x)].mean(), values[len(x) :].mean()
-        loss = f_chain - f_data
-        if self.energy_l2:
-            loss = loss + self.energy_l2 * values.square().mean()
-        norm = self._backward(loss, values, fused)
-        metrics = _figures(loss=loss, f_data=f_data, f_chain=f_chain, grad_norm=norm)
+        # Line 9: the gradient of -log p.
+        figures = algorithm.gradient(x, chain.z).tolist()
+        metrics = dict(zip(FIGURES, figures, strict=True))
         self._check(metrics)
         # Line 10: theta.
         self.updates.step(self.iteration)
         self.start.update(chain.z)
         self.keys[:, 1] += BLOCKS_PER_ITERATION
         self.iteration += 1
+        self._began = True
         self.metrics = metrics | {name: float(v.mean()) for name, v in chain.stats.items()}
-
-    def _backward(self, loss: Tensor, values: Tensor, fused: mlp.Density | None) -> Tensor:
-        """The parameters' gradient into their `grad`, clipped. Its norm before it was."""
-        if fused is None:
-            self.optimizer.zero_grad()
-            loss.backward()
-            grads = [p.grad for p in self.parameters if p.grad is not None]
-            norm = nn.utils.get_total_norm(grads)
-        else:
-            grads = [fused.backward(*torch.autograd.grad(loss, values))]
-            norm = grads[0].norm()
-        if self.grad_clip < math.inf:
-            torch._foreach_mul_(grads, (self.grad_clip / (norm + 1e-6)).clamp(max=1.0))
-        return norm
-
-    def _observations(self) -> Tensor:
-        """m observations, with noise if asked for; the data key alone decides."""
-        n, key = self.batch_size, self.data_key
-        if isinstance(self.data, Tensor):
-            random = ops.normal((n,), key, stream=STREAM_STARTS, dtype=torch.float64)
-            index = (torch.special.ndtr(random) * len(self.data)).long()
-            x = self.data[index.clamp_(max=len(self.data) - 1)]
-        else:
-            x = self.data(n, key)
-            if len(x) != n:
-                raise ValueError(f"data({n}, key) must return ({n}, ...), got {list(x.shape)}")
-        if self.data_noise:
-            noise = ops.normal(x.shape, key, stream=STREAM_NOISE, dtype=x.dtype)
-            x = x + self.data_noise * noise
-        return x
 
     def _check(self, metrics: dict[str, float]) -> None:
         if not all(map(math.isfinite, metrics.values())):
             figures = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
             raise self._diverged(self.iteration + 1, f"NaN or infinity among {figures}")
-        if abs(metrics["gap"]) > self.max_gap:
-            what = f"the energy gap {metrics['gap']:.4g} is beyond max_gap = {self.max_gap:g}"
+        most = self.algorithm.max_gap
+        if abs(metrics["gap"]) > most:
+            what = f"the energy gap {metrics['gap']:.4g} is beyond max_gap = {most:g}"
             raise self._diverged(self.iteration + 1, what, lagging=metrics["gap"] > 0)
 
     def _diverged(self, iteration: int, what: str, lagging: bool = False) -> DivergedError:
@@ -305,11 +334,12 @@ class Trainer:
             f"{self.optimizer.param_groups[0]['lr']:.3g} ({count} of {self.rollbacks} rollbacks)."
         )
 
-    def _record(self) -> tuple[str, ...]:
-        return tuple(name for name in self.sampler.records if name != "log_density")
+    def _record(self, logged: bool = True) -> tuple[str, ...]:
+        """Statistics of an iteration's chains, if it has a row in metrics.csv."""
+        return tuple(name for name in self.sampler.records if logged and name != "log_density")
 
     def _columns(self) -> tuple[str, ...]:
-        return ("gap", "loss", "f_data", "f_chain", "grad_norm", *self._record())
+        return (*FIGURES, *self._record())
 
     def _log(self, log: MetricsLog) -> None:
         """A row of metrics.csv, if one is due."""
@@ -361,10 +391,11 @@ class Trainer:
             if self.folder is None:
                 raise ValueError("path must be given when the trainer has no folder")
             path = self.folder / NEWEST
-        state = checkpoint.load(path)
+        state, before = checkpoint.load(path), copy.deepcopy(self.state_dict())
         try:
             self.load_state_dict(state)
         except (KeyError, ValueError, RuntimeError) as error:
+            self.load_state_dict(before)
             reason = checkpoint.first_line(error)
             raise checkpoint.CheckpointError(f"{path} is of another run: {reason}") from error
         self.saves.resumed(Path(path), self.iteration)
@@ -394,16 +425,12 @@ class Trainer:
         self.start.load_state_dict(state["start"])
         self.keys.copy_(state["keys"])
         self.iteration, self.notes = state["iteration"], state["notes"]
+        self.feed.start_at(self.keys[1], self.iteration)
+        self._captured.restart()
+        self._began = False
         torch.set_rng_state(state["torch_rng"])
         if "cuda_rng" in state and self.keys.is_cuda:
             torch.cuda.set_rng_state(state["cuda_rng"], self.keys.device)
-
-
-def _figures(**values: Tensor) -> dict[str, float]:
-    """Numbers from 0-dim tensors, in one wait for the device; and the energy gap."""
-    numbers = torch.stack([v.detach() for v in values.values()]).tolist()
-    figures = dict(zip(values, numbers, strict=True))
-    return {"gap": figures["f_data"] - figures["f_chain"], **figures}
 
 
 def _check_types(f: object, data: object, sampler: object, start: object) -> None:

@@ -18,7 +18,10 @@ from torch import Tensor
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from fake_graph import FakeRecorder
+
 import stanley_fast as sf
+from stanley_fast import cuda_graph
 
 # The fixtures below do not change between the examples of one test, so sharing them is harmless.
 hypothesis.settings.register_profile(
@@ -258,3 +261,11 @@ def threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> FakeRecorder:
+    """What captures and replays in place of a GPU."""
+    fake = FakeRecorder()
+    monkeypatch.setattr(cuda_graph, "recorder", lambda device: fake)
+    return fake

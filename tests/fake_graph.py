@@ -57,9 +57,12 @@ class Tape(TorchDispatchMode):
             raise CannotCaptureError(f"{name} waits for the device")
         kwargs = kwargs or {}
         given = tree_map_only(Tensor, self.note, (args, kwargs))
-        for argument, value in zip(func._schema.arguments, args, strict=False):
+        arguments = func._schema.arguments
+        named = {a.name: value for a, value in zip(arguments, args, strict=False)} | kwargs
+        for argument in arguments:
             if argument.alias_info is not None and argument.alias_info.is_write:
-                self.keep(value)
+                for x in _tensors(named.get(argument.name)):
+                    self.keep(x)
         out = func(*args, **kwargs)
         known = {_memory(x) for x in _tensors((args, kwargs))}
         for x in _tensors(out):
@@ -71,8 +74,8 @@ class Tape(TorchDispatchMode):
     def note(self, x: Tensor) -> Tensor | Outside:
         return x if _memory(x) in self.inside else Outside(x)
 
-    def keep(self, x: Tensor | None) -> None:
-        if x is not None and _memory(x) not in self.inside:
+    def keep(self, x: Tensor) -> None:
+        if _memory(x) not in self.inside:
             self.before.append((x, x.clone()))
 
     def undo(self) -> None:

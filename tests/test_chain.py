@@ -441,7 +441,7 @@ def test_a_module_detached_from_z_whose_parameters_ask_for_gradients() -> None:
         ({"compile": True, "backprop_steps": 1}, ValueError, "backprop_steps must be 0"),
         ({"graph": 2}, ValueError, "graph must be 'auto', True or False, got 2"),
         ({"graph": True, "fused": True}, ValueError, "graph and fused must not both be True"),
-        ({"graph": True}, ValueError, "graph must be 'auto' or False here: z0 is on cpu, not on a"),
+        ({"graph": True}, ValueError, "here: the device is cpu, not a GPU"),
         ({"autocast": torch.float32}, ValueError, "autocast must be bfloat16, float16 or None"),
         ({"fused": 1.5}, ValueError, "fused must be 'auto', True or False, got 1.5"),
         ({"first": 8}, RuntimeError, "total must be given"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import random
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -145,6 +146,14 @@ def test_other_warnings_are_no_reason(cuda: FakeCuda) -> None:
         recorder(GPU).rehearse(lambda: warnings.warn("something else", stacklevel=1))
 
 
+@pytest.mark.parametrize("draw", [random.random, lambda: torch.rand(())])
+def test_random_numbers_of_the_host_are_a_reason(
+    cuda: FakeCuda, draw: Callable[[], object]
+) -> None:
+    with pytest.raises(CannotCaptureError, match="it draws random numbers on the host"):
+        recorder(GPU).rehearse(lambda: print(draw()))
+
+
 def test_an_error_in_the_rehearsal_is_its_own(cuda: FakeCuda) -> None:
     found = recorder(GPU)
 
@@ -162,6 +171,7 @@ def test_a_capture_that_fails_leaves_the_stream_as_it_was(cuda: FakeCuda) -> Non
     with pytest.raises(CannotCaptureError, match=r"^operation failed$"):
         found.capture(lambda: None)
     assert cuda.current is cuda.main
+    assert found.pool == 2  # torch may be left recording to the first
 
 
 def test_too_little_memory_is_a_reason(cuda: FakeCuda) -> None:
@@ -183,7 +193,7 @@ def test_one_recorder_a_device_as_long_as_somebody_has_it(cuda: FakeCuda) -> Non
 
 
 def test_there_is_none(cuda: FakeCuda) -> None:
-    with pytest.raises(CannotCaptureError, match="z0 is on cpu, not on a GPU"):
+    with pytest.raises(CannotCaptureError, match="the device is cpu, not a GPU"):
         recorder(torch.device("cpu"))
     cuda.capturing = True
     with pytest.raises(CannotCaptureError, match="a capture is under way"):

@@ -84,7 +84,7 @@ def test_minibatches_are_those_of_the_trainers_own_tensors() -> None:
         sf.ConvEnergy(1, 2, 1, 2), to_unit(images.pixels), sf.Stanley(0.1), start=sf.NoiseStart(),
         optimizer=torch.optim.Adam, steps=1, batch_size=16, key=sf.key(5), progress=False,
     )  # fmt: skip
-    assert torch.equal(trainer._observations(), images.minibatches()(16, trainer.data_key))
+    assert torch.equal(trainer.feed.draw(16, 0), images.minibatches()(16, trainer.keys[1]))
 
 
 def test_flips_are_half() -> None:

@@ -169,7 +169,7 @@ def test_every_sampler_trains(sampler: Any, tmp_path: Path) -> None:
     )  # fmt: skip
     trainer = image_runs.train(config, tmp_path, progress=False)
     assert trainer.iteration == 10
-    assert trainer.steps == config.transitions
+    assert trainer.algorithm.steps == config.transitions
     (row,) = (row for row in run_folder.read_metrics(tmp_path) if row["iteration"] == 10)
     assert ("acceptance" in row) == config.adjusted
 
@@ -191,11 +191,11 @@ def test_the_settings_alone_decide_the_run(finished: Path, tmp_path: Path) -> No
 def test_trainer_gets_every_setting(tmp_path: Path) -> None:
     config = dataclasses.replace(PLAIN, grad_clip=0.5, max_gap=77.0, beta1=0.3, autocast=True)
     trainer = image_runs.train(config, tmp_path, progress=False)
-    for name in (
-        "grad_clip", "data_noise", "energy_l2", "max_gap", "rollbacks", "checkpoint_every",
-        "evaluate_every", "batch_size",
-    ):  # fmt: skip
+    for name in ("grad_clip", "energy_l2", "max_gap", "batch_size"):
+        assert getattr(trainer.algorithm, name) == getattr(config, name), name
+    for name in ("rollbacks", "checkpoint_every", "evaluate_every"):
         assert getattr(trainer, name) == getattr(config, name), name
+    assert trainer.feed.noise == config.data_noise
     assert trainer.optimizer.param_groups[0]["betas"] == (0.3, 0.999)
     assert trainer.updates.rates == [config.learning_rate]
     # The sixth iteration's rate, where the fall from 3 to 6 is two thirds done.

@@ -105,7 +105,7 @@ def test_settings_train(recipe: Recipe) -> None:
     trainer = sf.Trainer(net, data, key=sf.key(0), batch_size=8, progress=False, **recipe.settings)
     trainer.fit(2)
     assert trainer.iteration == 2
-    assert trainer.steps == recipe.steps
+    assert trainer.algorithm.steps == recipe.steps
     assert trainer.optimizer.param_groups[0]["lr"] == recipe.learning_rate
 
 

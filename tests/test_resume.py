@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import signal
@@ -100,6 +101,20 @@ def test_another_run_in_the_folder_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="holds another run"):
         stranger.fit(20)
     assert {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+
+
+@pytest.mark.parametrize("broken", ["keys", "start", "optimizer", "iteration"])
+def test_what_can_not_be_resumed_leaves_all_as_it_was(tmp_path: Path, broken: str) -> None:
+    make(folder=tmp_path).fit(3)
+    state = checkpoint.load(tmp_path / "checkpoint.pt")
+    del state[broken]
+    checkpoint.save(tmp_path / "checkpoint.pt", state)
+    trainer = make(net(1))
+    trainer.fit(2)
+    before = copy.deepcopy(trainer.state_dict())
+    with pytest.raises(checkpoint.CheckpointError, match="is of another run"):
+        trainer.resume(tmp_path / "checkpoint.pt")
+    assert_equal(trainer.state_dict(), before)
 
 
 def test_fit_goes_on(tmp_path: Path) -> None:

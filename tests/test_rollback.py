@@ -78,11 +78,11 @@ def test_halvings_add_up_from_a_later_checkpoint(tmp_path: Path) -> None:
     run = fragile(tmp_path, largest=0.9e-3, rollbacks=2, checkpoint_every=5)
     run.fit(15)
     assert rate(run) == 0.5e-3
-    data, run.data = run.data, lambda n, key: torch.full((n, 2), torch.nan)
+    data, run.feed.data = run.feed.data, lambda n, key: torch.full((n, 2), torch.nan)
     with pytest.raises(DivergedError):
         run.fit(20)  # again and again, until it may not go back any more
     assert (run.rolled_back, rate(run), run.iteration) == (2, 0.25e-3, 15)
-    run.data = data
+    run.feed.data = data
     run.fit(20)
     assert rate(run) == 0.25e-3
 
@@ -165,7 +165,7 @@ def test_the_step_to_a_checkpoint_that_ruins_the_weights(tmp_path: Path) -> None
     def ruin(*args: object) -> None:
         step()
         if rate(run) > 0.9e-3:
-            run.parameters[0].data.fill_(torch.inf)
+            run.updates.parameters[0].data.fill_(torch.inf)
 
     run.optimizer.step = ruin  # type: ignore[method-assign]
     run.fit(20)

@@ -148,7 +148,7 @@ def test_every_iteration_draws_anew() -> None:
 def test_minibatches_of_a_tensor_are_uniform_with_replacement() -> None:
     n, batch = 50, 10_000
     data = torch.arange(float(n))[:, None].repeat(1, 2)
-    x = make(data=data, batch_size=batch)._observations()
+    x = make(data=data, batch_size=batch).feed.draw(batch, iteration=0)
     assert x.shape == (batch, 2)
     counts = torch.bincount(x[:, 0].long(), minlength=n)
     # Chi-square with n - 1 = 49 degrees of freedom: mean 49, standard deviation 9.9.
@@ -176,7 +176,7 @@ def test_chains_start_where_told(start: Start, monkeypatch: pytest.MonkeyPatch) 
         seen.append((z0, out.z))
         return out
 
-    monkeypatch.setattr("stanley_fast.trainer.sample", spying)
+    monkeypatch.setattr("stanley_fast.algorithm.sample", spying)
     spy = Spy()
     make(data=spy, start=start).fit(3)
     if isinstance(start, DataStart):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from training import BATCH, ByStep, K, assert_equal, by_step, make, net, weights
 
-from stanley_fast import checkpoint, trainer
+from stanley_fast import algorithm, checkpoint
+from stanley_fast.algorithm import Algorithm
 from stanley_fast.chain import Chain, sample
 from stanley_fast.energies import MLPEnergy, Rings
 from stanley_fast.metropolis import MALA
@@ -141,18 +143,18 @@ class Dtypes(ByStep):
 
 
 def test_autocast_is_of_f_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    figures, chains = trainer._figures, []
+    backward, chains = Algorithm._backward, []
 
-    def spying(**values: Tensor) -> dict[str, float]:
-        assert {value.dtype for value in values.values()} == {torch.float32}
-        return figures(**values)
+    def spying(self: Algorithm, loss: Tensor, values: Tensor, *rest: Any) -> Tensor:
+        assert loss.dtype == values.dtype == torch.float32
+        return backward(self, loss, values, *rest)
 
     def sampling(*args: object, **settings: object) -> Chain:
         chains.append(sample(*args, **settings))  # type: ignore[arg-type]
         return chains[-1]
 
-    monkeypatch.setattr(trainer, "_figures", spying)
-    monkeypatch.setattr(trainer, "sample", sampling)
+    monkeypatch.setattr(Algorithm, "_backward", spying)
+    monkeypatch.setattr(algorithm, "sample", sampling)
     f = Dtypes()
     buffer = ReplayBuffer(40, NoiseStart(2.0))
     make(f, autocast=True, energy_l2=0.1, start=buffer).fit(5)

@@ -1,4 +1,4 @@
-"""CUDA graphs, streams, threads and several GPUs: a step runs where and when torch says."""
+"""CUDA graphs of steps, chains and training; streams, threads, several GPUs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import stanley_fast as sf
-from gpu import data, sampled
+from gpu import data, sampled, trained
 from gpu.capture import captured
 from gpu.data import HYPER, NOISE_SCALE
 from gpu.rows import MISS, NOT_RUN, PASS, Rows
@@ -27,7 +27,13 @@ def run(rows: Rows, backend: str, device: str) -> None:
     else:
         rows.check("four threads at once", {"steps": partial(threads, device)})
     if device != "cuda":
-        for what in ("CUDA graph", "sampled from a graph", "another stream", "another GPU"):
+        for what in (
+            "CUDA graph",
+            "sampled from a graph",
+            "trained from a graph",
+            "another stream",
+            "another GPU",
+        ):
             rows.add(what, NOT_RUN, detail="needs CUDA")
         return
     for dtype in (torch.float32, torch.bfloat16):
@@ -36,6 +42,13 @@ def run(rows: Rows, backend: str, device: str) -> None:
     rows.check("sampled from a graph", sampled.cases(device))
     once = sampled.waits(device)
     rows.add("a chain's waits", PASS if once <= 1 else MISS, waits=once, target="waits<=1")
+    rows.check("trained from a graph", trained.cases(device))
+    for where in ("device", "host"):
+        found = trained.waits(device, host=where == "host")
+        verdict = PASS if found <= 1 else MISS
+        rows.add(
+            f"20 iterations' waits, data on the {where}", verdict, waits=found, target="waits<=1"
+        )
     rows.check("another stream", {"step": another_stream})
     if torch.cuda.device_count() > 1:
         rows.check("another GPU", {"step": another_gpu})

@@ -50,7 +50,7 @@ class Job:
     start: Start
     device: str
 
-    def trainer(self, precision: Precision) -> sf.Trainer:
+    def trainer(self, precision: Precision, graph: bool | Literal["auto"] = "auto") -> sf.Trainer:
         config = self.config
         return sf.Trainer(
             self.net(),
@@ -61,8 +61,9 @@ class Job:
             steps=config.transitions,
             batch_size=config.batch_size,
             key=sf.key(config.seed),
-            autocast=torch.bfloat16 if precision == "bfloat16" else None,
+            autocast=precision == "bfloat16",
             data_noise=config.data_noise,
+            graph=graph,
             log_every=10,
             progress=False,
         )
@@ -132,7 +133,7 @@ def run(rows: Rows, kind: Kind, precision: Precision, device: str, options: Opti
             "iterations": done,
             "seconds": round(took, 1),
             "gap": trainer.metrics["gap"],
-            "rung": _rung(here, trainer, precision),
+            "rung": trainer.rung,
         }
         if kind == "cifar":
             row["data"] = "synthetic" if images is None else f"{len(images)} of {images.name}"
@@ -188,14 +189,6 @@ def whole(here: Job, done: int, took: float) -> dict[str, Any]:
         "whole_run_s": iterations * took / done,
         "extrapolated": done < iterations,
     }
-
-
-def _rung(here: Job, trainer: sf.Trainer, precision: Precision) -> str:
-    """How the trainer's chains ran, by one like them."""
-    z = here.start.start(here.config.batch_size, sf.key(0, here.device), here.observations())
-    with torch.autocast(here.device, torch.bfloat16, enabled=precision == "bfloat16"):
-        chain = partial(sf.sample, trainer.f, z, trainer.sampler, here.config.transitions)
-        return chain(key=sf.key(1, here.device)).rung
 
 
 def _flops(here: Job) -> int:

@@ -128,27 +128,34 @@ __attribute__((noinline)) void silu(T* __restrict values, T* __restrict slopes, 
   }
 }
 
+// A block of kRows units: their activation into `out`, its derivative into `slopes`. Not inlined,
+// so that the registers are the product's alone.
+template <int columns, Activation activation, class T>
+__attribute__((noinline)) void forward_block(const T* weights, int64_t k, const T* in,
+                                             const T* bias, T leak, T* out, T* slopes) {
+  constexpr int64_t n = kPerVector<T>, chains = columns * n;
+  product<columns>(weights, k, in, bias, [&](int r, int c, Vector<T> x) {
+    const int64_t i = r * chains + c * n;
+    if (activation == Activation::kLeaky) {
+      const Vector<T> by = x > 0 ? Vector<T>{} + T(1) : Vector<T>{} + leak;
+      at(slopes + i) = by;
+      x *= by;
+    }
+    at(out + i) = x;
+  });
+}
+
 // The layer from widths[l] to widths[l + 1] and its activation, whose derivative goes into slopes.
 // Returns what follows the layer in the packed net.
 template <int columns, Activation activation, class T>
 inline const T* forward_layer(const Net<T>& net, int l, const T* packed, const T* in, T* out,
                               T* slopes) {
-  constexpr int64_t n = kPerVector<T>, chains = columns * n;
-  const Vector<T> slope = Vector<T>{} + net.slope, one = Vector<T>{} + T(1);
+  constexpr int64_t chains = columns * kPerVector<T>;
   const int64_t k = net.widths[l], rows = padded(net.widths[l + 1]);
   const T *bias = packed, *weights = bias + rows;
-  for (int64_t row = 0; row < rows; row += kRows, weights += k * kRows) {
-    T *to = out + row * chains, *slope_to = slopes + row * chains;
-    product<columns>(weights, k, in, bias + row, [&](int r, int c, Vector<T> x) {
-      const int64_t i = r * chains + c * n;
-      if (activation == Activation::kLeaky) {
-        const Vector<T> by = x > 0 ? one : slope;
-        at(slope_to + i) = by;
-        x *= by;
-      }
-      at(to + i) = x;
-    });
-  }
+  for (int64_t row = 0; row < rows; row += kRows, weights += k * kRows)
+    forward_block<columns, activation>(weights, k, in, bias + row, net.slope, out + row * chains,
+                                       slopes + row * chains);
   if (activation == Activation::kSilu) silu(out, slopes, rows * chains);
   return weights;
 }

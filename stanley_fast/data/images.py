@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -85,7 +84,7 @@ class Images:
         labels = None if self.labels is None else self.labels[which]
         return replace(self, pixels=self.pixels[which], labels=labels)
 
-    def minibatches(self, *, flip: bool = False) -> Callable[[int, Tensor], Tensor]:
+    def minibatches(self, *, flip: bool = False) -> Minibatches:
         """What `Trainer` takes as its data: (n, key) -> float32 (n, C, H, W) in [-1, 1].
 
         Images are drawn with replacement, by the key alone, on the images' device. The key may lie
@@ -95,16 +94,30 @@ class Images:
             flip: mirror every other image left to right, at random. Not for digits.
         """
 
-        def draw(n: int, key: Tensor) -> Tensor:
-            device = self.pixels.device
-            draws = ops.normal((2, n), key.to(device), stream=STREAM_STARTS, dtype=torch.float64)
-            index = (torch.special.ndtr(draws[0]) * len(self)).long().clamp_(max=len(self) - 1)
-            batch = to_unit(self.pixels[index])
-            if flip:
-                batch = torch.where(draws[1].view(-1, 1, 1, 1) < 0, batch.flip(3), batch)
-            return batch
+        return Minibatches(self, flip)
 
-        return draw
+
+@dataclass(frozen=True)
+class Minibatches:
+    """Some images drawn at a time; see `Images.minibatches`."""
+
+    images: Images
+    flip: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are drawn."""
+        return self.images.pixels.device
+
+    def __call__(self, n: int, key: Tensor) -> Tensor:
+        most = len(self.images) - 1
+        key = key.to(self.device)
+        draws = ops.normal((2, n), key, stream=STREAM_STARTS, dtype=torch.float64)
+        index = (torch.special.ndtr(draws[0]) * len(self.images)).long().clamp_(max=most)
+        batch = to_unit(self.images.pixels[index])
+        if self.flip:
+            batch = torch.where(draws[1].view(-1, 1, 1, 1) < 0, batch.flip(3), batch)
+        return batch
 
 
 def to_unit(pixels: Tensor) -> Tensor:
