@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 # Seconds for one process of each part, beside --steady in the long ones. Values run in a process
 # per backend and dtype, several at a time: on a GPU most of their time is Triton's compiler.
-LIMITS = {"correctness": 140, "large": 60, "graphs": 60, "chains": 90, "timings": 130, "conv": 180}
+LIMITS = {"correctness": 140, "large": 60, "graphs": 120, "chains": 90, "timings": 130, "conv": 180}
 LIMITS |= {"training": 120, "toy": 60, "cifar": 60}
 LONG = ("toy", "cifar")  # the paper's runs, which go on for --steady seconds
 WHATEVER_BACKEND = ("timings", "conv", "training")

@@ -263,6 +263,24 @@ def test_extreme_gradients(each_backend: Backend) -> None:
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
 
 
+def test_stepsizes_of_every_magnitude(each_backend: Backend) -> None:
+    """A few units in the last place from Eq. 4, from the smallest normal numbers to the largest."""
+    thresholds = [2.0**-123, 2.0**-66, 2.0**-10, 1.0, 2.0**66]
+    if each_backend.name in ("cpp", "reference"):
+        thresholds.append(2.0**-133)  # not a normal number; a GPU may take it for 0
+    grad = (2.0 ** torch.linspace(-126, 127.9, 4001, dtype=torch.float64)).float()
+    z, key = torch.zeros_like(grad), sf.key(0, each_backend.device)
+    for threshold in thresholds:
+        given = (x.to(each_backend.device) for x in (z, grad))
+        step_size = min(1 / threshold, 1e38)
+        rest = {"threshold": threshold, "step_size": step_size, "noise_scale": 0.0}
+        got = sf.stanley_step(*given, key, **rest).cpu().double()
+        ratio = threshold / grad.double().clamp_min(threshold)
+        want = ratio * step_size * grad.double() / 2
+        normal = (ratio > 2.0**-125) & (want > 2.0**-125)
+        assert ((got - want).abs() / want)[normal].max() < 8 * 2.0**-23, threshold
+
+
 def test_zero_noise_is_zero_noise_whatever_the_key(each_backend: Backend) -> None:
     z, grad, key = state((5000,), each_backend)
     rest = {"threshold": 0.3, "noise_scale": 0.0}
