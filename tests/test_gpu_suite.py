@@ -93,7 +93,7 @@ def test_a_process_that_ends_badly_is_a_failing_row(
 
     monkeypatch.setattr(gpu_suite.subprocess, "run", run)
     for told in ("the process ended with -11", f"stopped after {LIMIT} s"):
-        assert gpu_suite.start(ARGS, GRAPHS, time.monotonic() + 100, state)
+        assert gpu_suite.start(ARGS, GRAPHS, time.monotonic() + LIMIT + 40, state)
         assert state.rows[-1]["verdict"] == FAIL
         assert state.rows[-1]["detail"].startswith(told)
 
