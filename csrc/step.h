@@ -19,8 +19,8 @@ STANLEY_HD float quotient(float x, float y) {
 #endif
 }
 
-// Of x > 0, good to 2 ulp. CPUs multiply ten times as fast as they divide and take roots: a guess
-// from x's exponent, 3.5 % off, then steps of third and second order.
+// Of x > 0, good to 2 ulp. CPUs multiply several times as fast as they divide and take roots: a
+// guess from x's exponent, 3.5 % off, then steps of third and second order.
 STANLEY_HD float reciprocal_root(float x) {
 #ifdef __CUDA_ARCH__
   asm("rsqrt.approx.f32 %0, %0;" : "+f"(x));

@@ -213,11 +213,9 @@ def sample_without_waiting(
     except Misfit:
         pass
     else:
-        start = sampler.init(z0, Density(f))
-        z, stats = fusion.run(
-            net, start.z, sampler, start.gamma, steps, key, 0, z0.numel(), bool(record)
-        )
-        return z, {name: stats[name] for name in record}, z.isfinite().all()
+        request = graphs.Request(sampler, record, steps, None, 0, z0.numel())
+        z, stats = _whole_chain(net, f, z0, request, key)
+        return z, stats, z.isfinite().all()
     density = Density(f)
     density.restart(deferred=True)
     diary = Diary(z0, sampler, record, steps)
@@ -245,20 +243,28 @@ def _in_one_kernel(
     fused: bool | str,
 ) -> tuple[tuple[Tensor, dict[str, Tensor]] | None, str]:
     """The last state and the statistics; or None, and why not."""
-    sampler, record, steps, _, first, total = request
     try:
-        net = fusion.fit(f, z0, sampler, asked)
+        net = fusion.fit(f, z0, request.sampler, asked)
     except Misfit as misfit:
         if fused is True:
             raise ValueError(f"fused must be 'auto' or False here: {misfit}") from None
         return None, str(misfit)
+    z, stats = _whole_chain(net, f, z0, request, key)
+    if math.isfinite(z.sum().item()):
+        return (z, stats), ""
+    return None, "it left the finite numbers"  # step by step it says where
+
+
+def _whole_chain(
+    net: fusion.Net, f: LogDensity, z0: Tensor, request: graphs.Request, key: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """By the kernel: the last state, finite or not, and the statistics."""
+    sampler, record, steps, _, first, total = request
     start = sampler.init(z0, Density(f))
     z, stats = fusion.run(
         net, start.z, sampler, start.gamma, steps, key, first, total, bool(record)
     )
-    if math.isfinite(z.sum().item()):
-        return (z, {name: stats[name] for name in record}), ""
-    return None, "it left the finite numbers"  # step by step it says where
+    return z, {name: stats[name] for name in record}
 
 
 def _captured(

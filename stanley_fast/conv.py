@@ -66,7 +66,7 @@ def fit(f: object, z: Tensor) -> Net | None:
     same = all(map(_is_three_by_three, convolutions, channels))
     if slope is None or not same or not _reads_all(layers[-2:], channels[-1], z):
         return None
-    given = [_weight_and_bias(layer, z) for layer in (*convolutions, layers[-1])]
+    given = [plain.weight_and_bias(layer, z) for layer in (*convolutions, layers[-1])]
     if any(each is None for each in given):
         return None
     (*weights, readout), (*biases, readout_bias) = zip(*given, strict=True)
@@ -81,16 +81,12 @@ def _layers(f: object) -> list[nn.Module]:
     """Those between z and (B, 1), if f is nothing else; else none."""
     if type(f) is ConvEnergy and type(f.net) is nn.Sequential:
         layers, others = list(f.net), [f, f.net]
-    elif type(f) is nn.Sequential and len(f) > 1 and _flattens(f[-1], 0):
+    elif type(f) is nn.Sequential and len(f) > 1 and plain.flattens(f[-1], 0):
         layers, others = list(f)[:-1], [f, f[-1]]
     else:
         return []
     modules = [*layers, *others]
     return [] if plain.hooked(modules) or plain.replaced(modules) else layers
-
-
-def _flattens(layer: nn.Module, start: int) -> bool:
-    return type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (start, -1)
 
 
 def _slope(activations: list[nn.Module]) -> float | None:
@@ -119,16 +115,4 @@ def _reads_all(layers: list[nn.Module], channels: int, z: Tensor) -> bool:
     flatten, linear = layers
     features = channels * z.shape[2] * z.shape[3]
     sizes = type(linear) is nn.Linear and (linear.in_features, linear.out_features)
-    return _flattens(flatten, 1) and sizes == (features, 1)
-
-
-def _weight_and_bias(layer: nn.Module, z: Tensor) -> tuple[Tensor, Tensor] | None:
-    weight: object = layer.weight
-    bias: object = layer.bias
-    if not isinstance(weight, Tensor) or not plain.is_plain(weight, z):
-        return None
-    if bias is None:
-        return weight.detach(), weight.new_zeros(len(weight))
-    if not isinstance(bias, Tensor) or not plain.is_plain(bias, z):
-        return None
-    return weight.detach(), bias.detach()
+    return plain.flattens(flatten, 1) and sizes == (features, 1)

@@ -191,13 +191,11 @@ def _read(f: object, z0: Tensor) -> Net:
 
 def _between_flattens(layers: list[nn.Module], z0: Tensor) -> list[nn.Module]:
     """An nn.Sequential's layers where it maps z0 (B, d) or (B, d, 1, 1) to (B,)."""
-
-    def flattens(layer: nn.Module, start: int) -> bool:
-        return type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (start, -1)
-
-    _require(len(layers) > 2 and flattens(layers[-1], 0), "it does not end with nn.Flatten(0)")
+    _require(
+        len(layers) > 2 and plain.flattens(layers[-1], 0), "it does not end with nn.Flatten(0)"
+    )
     layers = layers[:-1]
-    if flattens(layers[0], 1):
+    if plain.flattens(layers[0], 1):
         layers, dim = layers[1:], 2
     else:
         dim = z0.dim()
@@ -234,14 +232,11 @@ def _weight_and_bias(layer: nn.Module, z0: Tensor) -> tuple[Tensor, Tensor]:
         _require(single and layer.padding in ((0, 0), "valid", "same"), "a convolution is not 1x1")
     elif type(layer) is not nn.Linear:
         raise Misfit(f"{type(layer).__name__} is not nn.Linear or nn.Conv2d")
-    held = layer._parameters
-    weight, bias = held.get("weight"), held.get("bias")
-    plainly = plain.is_plain(weight, z0) and (bias is None or plain.is_plain(bias, z0))
-    _require(plainly, "its parameters are not plain tensors like z0")
-    assert weight is not None
-    own = weight.detach()
-    given = own.new_zeros(len(own)) if bias is None else bias.detach()
-    return own if own.dim() == 2 else own.flatten(1), given
+    own = plain.weight_and_bias(layer, z0)
+    if own is None:
+        raise Misfit("its parameters are not plain tensors like z0")
+    weight, bias = own
+    return weight if weight.dim() == 2 else weight.flatten(1), bias
 
 
 def _check_calls(modules: list[nn.Module]) -> None:

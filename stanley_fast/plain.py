@@ -40,3 +40,20 @@ def is_plain(tensor: object, like: Tensor) -> bool:
         and tensor.layout == torch.strided
         and (tensor.dtype, tensor.device) == (like.dtype, like.device)
     )
+
+
+def flattens(layer: nn.Module, start: int) -> bool:
+    """Whether it is nn.Flatten(start), to the last dimension."""
+    return type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (start, -1)
+
+
+def weight_and_bias(layer: nn.Module, like: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Of nn.Linear or a convolution, without a graph, zeros where it has no bias; None if they are
+    not plain tensors like another.
+    """
+    weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
+    if weight is None or not is_plain(weight, like):
+        return None
+    if bias is None:
+        return weight.detach(), weight.detach().new_zeros(len(weight))
+    return (weight.detach(), bias.detach()) if is_plain(bias, like) else None

@@ -58,7 +58,7 @@ class Trainer:
         graph: on a GPU, run whole iterations from a CUDA graph (and where they can't be, chains).
             "auto" where possible, True insists, False runs neither from graphs. It needs an
             optimizer with fused=True, and an f that draws no random numbers in Python. The numbers
-            are those of plain iterations.
+            are those of plain iterations, but for the order in which a GPU's libraries add up.
         rollbacks: how many times a run that diverges goes back to its newest checkpoint by itself
             and on from there with half the learning rate, saying so on stderr.
         folder: where checkpoint.pt, metrics.csv and, if it is installed, TensorBoard's files go.
@@ -259,8 +259,8 @@ class Trainer:
         if self.graph is False:
             raise Misfit("graph=False")
         try:
-            self._captured.check()
             if not self._began:
+                self._captured.check()  # which reasons come first
                 raise Misfit("it is the first")
             burst = self._captured.run(most, self.iteration, self.feed, self._record(logged))
         except Misfit as misfit:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import threads
+from levels import run_at
 from torch import Tensor, nn
 
 import stanley_fast as sf
@@ -165,18 +163,7 @@ def arguments(f: sf.ConvEnergy) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 @pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
 def test_every_vector_level(tmp_path: Path, level: str) -> None:
     fs = [energy(1.0, **SHAPES[name]) for name in ("tiles and a rest", "a vector and one", "wide")]
-    torch.save([(images(f), *arguments(f)) for f in fs], tmp_path / "in")
-    ran = subprocess.run(
-        [sys.executable, "-c", LEVEL, tmp_path / "in", tmp_path / "out"],
-        env={**os.environ, "STANLEY_FAST_VECTOR": level, "STANLEY_FAST_BACKEND": "cpp"},
-        capture_output=True,
-        text=True,
-    )
-    if "STANLEY_FAST_VECTOR must be one of" in ran.stderr and level != "baseline":
-        pytest.skip(ran.stderr.strip().splitlines()[-1])
-    assert ran.returncode == 0, ran.stderr
-    ran_at, outs = torch.load(tmp_path / "out")
-    assert ran_at == level
+    outs = run_at(level, LEVEL, [(images(f), *arguments(f)) for f in fs], tmp_path)
     for f, got in zip(fs, outs, strict=True):
         assert_close(got, exact(f, images(f)))
 

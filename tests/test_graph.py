@@ -17,7 +17,7 @@ from gpu import sampled
 from torch import Tensor, nn
 
 import stanley_fast as sf
-from stanley_fast import cuda_graph, graphs, sample
+from stanley_fast import graphs, sample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,12 +50,11 @@ class Net(nn.Module):
 
 
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRecorder]:
-    fake = FakeRecorder()
-    monkeypatch.setattr(cuda_graph, "recorder", lambda device: fake)
+def recorder(recorder: FakeRecorder, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRecorder]:
+    """With few transitions in a graph, and no graph of another test."""
     monkeypatch.setattr(graphs, "LONGEST", 8)
     graphs._CACHE.clear()
-    yield fake
+    yield recorder
     graphs._CACHE.clear()
 
 

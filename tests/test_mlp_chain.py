@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -15,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import threads
+from levels import run_at
 from torch import Tensor, nn
 
 import stanley_fast as sf
@@ -238,18 +236,7 @@ torch.save((vector_level(), [(out.z, out.stats["log_density"]) for out in outs])
 def test_every_vector_level(tmp_path: Path, level: str) -> None:
     fs = [net(name) for name in ("toy", "silu", "odd")]
     chains = [(f, start(f, 103), SAMPLERS["adaptive"]) for f in fs]
-    torch.save(chains, tmp_path / "in")
-    ran = subprocess.run(
-        [sys.executable, "-c", LEVEL, tmp_path / "in", tmp_path / "out"],
-        env={**os.environ, "STANLEY_FAST_VECTOR": level, "STANLEY_FAST_BACKEND": "cpp"},
-        capture_output=True,
-        text=True,
-    )
-    if "STANLEY_FAST_VECTOR must be one of" in ran.stderr and level != "baseline":
-        pytest.skip(ran.stderr.strip().splitlines()[-1])
-    assert ran.returncode == 0, ran.stderr
-    ran_at, outs = torch.load(tmp_path / "out")
-    assert ran_at == level
+    outs = run_at(level, LEVEL, chains, tmp_path)
     for chain, (z, log_density) in zip(chains, outs, strict=True):
         want = sample(*chain, 20, key=KEY, fused=False, record=("log_density",))
         torch.testing.assert_close(z, want.z, rtol=0, atol=1e-10)

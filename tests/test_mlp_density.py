@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import threads
+from levels import run_at
 from test_mlp_chain import NETS, net, start
 from torch import Tensor, nn
 from training import make, weights
@@ -153,18 +151,7 @@ def test_every_vector_level(tmp_path: Path, level: str) -> None:
             f = net(name, dtype)
             z, grad = start(f, 103, dtype), sf.normal((103,), sf.key(3), dtype=dtype)
             cases.append((f, z, grad))
-    torch.save([(grad, *arguments(f, z)) for f, z, grad in cases], tmp_path / "in")
-    ran = subprocess.run(
-        [sys.executable, "-c", LEVEL, tmp_path / "in", tmp_path / "out"],
-        env={**os.environ, "STANLEY_FAST_VECTOR": level, "STANLEY_FAST_BACKEND": "cpp"},
-        capture_output=True,
-        text=True,
-    )
-    if "STANLEY_FAST_VECTOR must be one of" in ran.stderr and level != "baseline":
-        pytest.skip(ran.stderr.strip().splitlines()[-1])
-    assert ran.returncode == 0, ran.stderr
-    ran_at, outs = torch.load(tmp_path / "out")
-    assert ran_at == level
+    outs = run_at(level, LEVEL, [(grad, *arguments(f, z)) for f, z, grad in cases], tmp_path)
     for (f, z, grad), (grad_z, parameters) in zip(cases, outs, strict=True):
         _, want_z, want = by_autograd(f, z, grad)
         assert_close(grad_z, want_z, TOLERANCE[z.dtype])

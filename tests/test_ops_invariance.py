@@ -4,9 +4,6 @@ into parts, where vectors begin and end; and, within a tolerance, the kind of ve
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +26,7 @@ from conftest import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from levels import run_at
 from torch import Tensor
 
 import stanley_fast as sf
@@ -257,18 +255,7 @@ def test_vector_levels(compiled: None, tmp_path: Path, level: str) -> None:
         sf.advance_(key, 2**32 - 1700)  # the low counter word wraps on the way
         gamma = z.abs().to(torch.float32 if dtype in HALVES else dtype) + 0.1
         cases.append((z, grad, gamma, key))
-    torch.save(cases, tmp_path / "in")
-    ran = subprocess.run(
-        [sys.executable, "-c", f"HYPER = {HYPER}\n{RUN}", tmp_path / "in", tmp_path / "out"],
-        env={**os.environ, "STANLEY_FAST_VECTOR": level, "STANLEY_FAST_BACKEND": "cpp"},
-        capture_output=True,
-        text=True,
-    )
-    if "STANLEY_FAST_VECTOR must be one of" in ran.stderr and level != "baseline":
-        pytest.skip(ran.stderr.strip().splitlines()[-1])
-    assert ran.returncode == 0, ran.stderr
-    name, results = torch.load(tmp_path / "out")
-    assert name == level
+    results = run_at(level, f"HYPER = {HYPER}\n{RUN}", cases, tmp_path)
     for case, result in zip(cases, results, strict=True):
         check_level(*case, *result)
 

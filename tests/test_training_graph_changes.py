@@ -13,7 +13,7 @@ import torch
 from fake_graph import FakeRecorder
 from graph_training import ADAM, BUFFER, assert_same, run
 from torch import Tensor, nn
-from training import BATCH, K, assert_equal, by_step, make, weights
+from training import assert_equal, by_step, make, weights
 
 import stanley_fast as sf
 from stanley_fast import training_graph
@@ -247,4 +247,3 @@ def test_a_failed_capture_changes_nothing(recorder: FakeRecorder) -> None:
     want.fit(9)
     assert_same(got, want)
     assert torch.equal(weights(got.f), weights(want.f))
-    assert BATCH > K

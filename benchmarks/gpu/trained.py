@@ -115,7 +115,8 @@ def apart(got: Trainer, want: Trainer) -> float:
         pairs.append((got.start.chains, want.start.chains))  # type: ignore[arg-type]
     for name, value in want.metrics.items():
         pairs.append((torch.tensor(got.metrics[name]), torch.tensor(value)))  # type: ignore[arg-type]
-    worst = max(float((g - w).abs().max() / (1 + w.abs().max())) for g, w in pairs) / APART
+    apart = [float((g - w).detach().abs().max() / (1 + w.detach().abs().max())) for g, w in pairs]
+    worst = max(apart) / APART
     assert worst <= 1, f"{worst * APART:.1e} apart"
     return worst
 
