@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,8 @@ MARKERS = "osD^vP"
 def roofline(
     path: Path, facts: Mapping[str, Any], peaks: Mapping[str, Peak], results: Sequence[Result]
 ) -> None:
-    """Speed over FLOPs per byte, both logarithmic: the ceilings, and a point for each row.
+    """Speed over FLOPs per byte, both logarithmic: the ceilings, and a point for each row, whose
+    shape is the job's.
 
     Args:
         path: the PNG to write.
@@ -231,14 +233,16 @@ def roofline(
             f"{name}: {peak.rate / 1e9:,.0f} GFLOP/s", (left, peak.rate), xytext=(3, 3),
             textcoords="offset points", fontsize=8, color=INK,
         )  # fmt: skip
-    for i, result in enumerate(results):
-        x = intensities[i]
-        for j, (way, seconds) in enumerate(result.seconds.items()):
+    markers = dict(zip(dict.fromkeys(r.what for r in results), cycle(MARKERS), strict=False))
+    unnamed = set(markers)
+    for x, result in zip(intensities, results, strict=True):
+        for way, seconds in result.seconds.items():
             axis.plot(
-                x, result.work.flops / seconds, MARKERS[i % len(MARKERS)],
+                x, result.work.flops / seconds, markers[result.what],
                 color=ACCENT if is_ours(way) else PALE, markersize=7 if is_ours(way) else 5,
-                label=f"{result.what}, {result.size}" if j == 0 else None,
+                label=result.what if result.what in unnamed else None,
             )  # fmt: skip
+            unnamed.discard(result.what)
     speeds = [r.work.flops / s for r in results for s in r.seconds.values()]
     axis.set(
         xscale="log", yscale="log", xlim=(left, right),
@@ -249,7 +253,7 @@ def roofline(
     axis.set_title(f"{facts.get('gpu') or facts['cpu']}: ours red, the others grey", **STYLE)
     axis.grid(color=FAINT, linewidth=0.5)
     axis.tick_params(labelsize=8, colors=INK)
-    axis.legend(frameon=False, fontsize=7, labelcolor=INK, loc="lower right")
+    figure.legend(frameon=False, fontsize=7, labelcolor=INK, loc="outside right upper")
     FigureCanvasAgg(figure)
     figure.savefig(path, format="png")
 
